@@ -1,0 +1,55 @@
+"""Audio-visual MNIST: MNIST images with Free Spoken Digit recordings, small convolutional encoders.
+
+python train.py --config=configs/av_mnist.py --workdir=runs/av_mnist
+
+Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation), `audio` and `image`
+(one modality alone, same encoder and augmentation). Results, with command, time and hardware:
+docs/results/av_mnist.md.
+"""
+
+from fusion_jax.config import Config, Recipe
+from fusion_jax.corruptions.gaussian_noise import GaussianNoise
+from fusion_jax.corruptions.white_noise import WhiteNoise
+from fusion_jax.data.av_mnist import AVMNIST
+from fusion_jax.encoders.cnn import CNNEncoder
+from fusion_jax.errors import FusionError
+from fusion_jax.fusion.sum import SumFusion
+from fusion_jax.models import FusionModel
+from fusion_jax.preprocess.log_mel import LogMel
+from fusion_jax.preprocess.standardise import Standardise
+from fusion_jax.schedulers.static import StaticScheduler
+from fusion_jax.schedulers.udml import UDMLScheduler
+from fusion_jax.tasks.classification import ClassificationHead
+
+# Mean and standard deviation of the training images, in 8-bit grey levels.
+MEAN, DEVIATION = 33.3, 78.6
+
+VARIANTS = {
+    "udml": (UDMLScheduler, ("audio", "image")),
+    "static": (StaticScheduler, ("audio", "image")),
+    "audio": (StaticScheduler, ("audio",)),
+    "image": (StaticScheduler, ("image",)),
+}
+
+
+def get_config(variant: str = "udml") -> Config:
+    """The experiment."""
+    if variant not in VARIANTS:
+        raise FusionError(f"unknown variant {variant!r}: choose one of {list(VARIANTS)}")
+    scheduler, modalities = VARIANTS[variant]
+    preprocess = {"audio": LogMel(), "image": Standardise(mean=MEAN, deviation=DEVIATION)}
+    corruptions = {"audio": WhiteNoise(), "image": GaussianNoise(deviation=DEVIATION)}
+    return Config(
+        model=FusionModel(
+            preprocess={name: preprocess[name] for name in modalities},
+            encoders={name: CNNEncoder() for name in modalities},
+            scheduler=scheduler(),
+            fusion=SumFusion(),
+            head=ClassificationHead(num_classes=10),
+        ),
+        data=AVMNIST(modalities=modalities),
+        recipe=Recipe(corruptions={name: corruptions[name] for name in modalities}),
+        num_steps=2000,
+        batch_size=128,
+        eval_every=500,
+    )

@@ -1,0 +1,52 @@
+"""Sums over the data axis that are right under `jit`, under `pmap` and on one device.
+
+Every batch statistic of the library goes through `psum`. Under `pmap` the data axis has a name that is
+bound while tracing and each device sees its own rows; under `jit` arrays are global and there is nothing
+to sum. One function covers both, so there is one training step and not one for each strategy.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+DATA_AXIS = "data"
+
+
+def data_axis_index() -> Array | None:
+    """Index of this device on the data axis, or None where the axis is not bound (jit, one device)."""
+    try:
+        return jax.lax.axis_index(DATA_AXIS)
+    except NameError:  # what JAX raises for an axis name that no enclosing map binds
+        return None
+
+
+def psum(x: PyTree) -> PyTree:
+    """Sum over the data axis where it is bound, `x` itself elsewhere."""
+    return x if data_axis_index() is None else jax.lax.psum(x, DATA_AXIS)
+
+
+def row_ids(num_rows: int) -> Int[Array, " b"]:
+    """Position of each local row in the global batch: the same ids under every strategy."""
+    index = data_axis_index()
+    rows = jnp.arange(num_rows, dtype=jnp.uint32)
+    return rows if index is None else rows + jnp.uint32(num_rows) * index.astype(jnp.uint32)
+
+
+def mean_share(x: Float[Array, "b ..."], mask: Bool[Array, " b"]) -> Float[Array, "..."]:
+    """This device's share of the mean of `x` over the unmasked rows of the global batch.
+
+    The shares of all devices sum to the mean. A loss must be a share: the gradient of the global mean is
+    then the sum of the devices' gradients. An empty batch gives 0.
+
+    Args:
+        x: [B, ...] one value per row.
+        mask: Bool[B], False on padding rows, which never count, whatever value they hold.
+    """
+    rows = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+    count = psum(jnp.sum(mask, dtype=jnp.float32))
+    return jnp.sum(jnp.where(rows, x, 0), axis=0, dtype=jnp.float32) / jnp.maximum(count, 1)
+
+
+def masked_mean(x: Float[Array, "b ..."], mask: Bool[Array, " b"]) -> Float[Array, "..."]:
+    """Mean of `x` over the unmasked rows of the global batch; the same value on every device."""
+    return psum(mean_share(x, mask))

@@ -1,0 +1,40 @@
+"""No balancing: every modality is trained as its gradient says."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fusion_jax.types import Batch, ModelOutput
+
+
+@dataclasses.dataclass
+class NoBalancer:
+    """The neutral balancer: all weights and scales are 1. It shows the protocol in full."""
+
+    def init(self, num_modalities: int) -> Any:
+        """State before the first step; any pytree of arrays. Here: nothing."""
+        return {}
+
+    def observe(
+        self, state: Any, batch: Batch, output: ModelOutput
+    ) -> tuple[Float[Array, " m"], Float[Array, " m"], Any]:
+        """Look at a training step and decide.
+
+        Args:
+            state: as returned by `init` or the last `observe`.
+            batch: the clean view, preprocessed, with its presence and mask.
+            output: the model's output on the objective's first view, with stopped gradient.
+
+        Returns:
+            loss_weights [M] of the unimodal losses, update_scale [M] of the updates of modality-specific
+            parameters, and the next state. Batch statistics must go through `fusion_jax.axes.psum`.
+        """
+        ones = jnp.ones(batch.present.shape[1], jnp.float32)
+        return ones, ones, state
+
+    @classmethod
+    def example(cls) -> "NoBalancer":
+        """A small instance for the conformance tests."""
+        return cls()

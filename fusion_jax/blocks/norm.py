@@ -1,0 +1,72 @@
+"""Batch normalisation whose statistics are global in every strategy.
+
+`flax.linen.BatchNorm` averages per-device means, which is wrong for unequal numbers of valid rows and NaN
+on a device that holds padding only. This one sums first. GroupNorm and LayerNorm see one row at a time
+and are taken from Flax as they are.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from fusion_jax.axes import psum
+
+
+class BatchNorm(nn.Module):
+    """Normalisation by the statistics of the valid rows of the global batch.
+
+    Attributes:
+        momentum: decay of the running statistics, in [0, 1).
+        epsilon: added to the variance.
+
+    References:
+        Ioffe and Szegedy, Batch Normalization, ICML 2015, Algorithm 1.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b ... c"], *, train: bool, mask: Bool[Array, " b"] | None = None
+    ) -> Float[Array, "b ... c"]:
+        """Normalise the last axis.
+
+        Args:
+            x: [B, ..., C].
+            train: use and record the batch's statistics; else the running ones.
+            mask: Bool[B], rows that enter the statistics; None means all. Statistics of a batch without
+                a valid row stay as they were.
+        """
+        channels = x.shape[-1]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        variance = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,), jnp.float32)
+        use_mean, use_variance = mean.value, variance.value
+        if train:
+            use_mean, use_variance, any_valid = _moments(x, mask)
+            if not self.is_initializing():
+                keep = jnp.where(any_valid, self.momentum, 1.0)
+                mean.value = keep * mean.value + (1 - keep) * jax.lax.stop_gradient(use_mean)
+                variance.value = keep * variance.value + (1 - keep) * jax.lax.stop_gradient(
+                    use_variance
+                )
+        factor = scale * jax.lax.rsqrt(use_variance + self.epsilon)
+        return (x * factor + (bias - use_mean * factor)).astype(x.dtype)
+
+
+def _moments(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
+    """Mean [C], biased variance [C] and whether any row was valid, over the global batch."""
+    valid = jnp.ones(x.shape[0], bool) if mask is None else mask
+    axes = tuple(range(x.ndim - 1))
+    rows = valid.reshape(valid.shape + (1,) * (x.ndim - 1))
+    positions = x.size // (x.shape[0] * x.shape[-1])
+    count = psum(jnp.sum(valid, dtype=jnp.float32)) * positions
+    safe = jnp.maximum(count, 1)
+    values = jnp.where(rows, x, 0).astype(jnp.float32)
+    mean = psum(jnp.sum(values, axis=axes)) / safe
+    # Two passes: E[x^2] - E[x]^2 cancels badly for activations with a large mean.
+    centred = jnp.where(rows, values - mean, 0)
+    return mean, psum(jnp.sum(centred**2, axis=axes)) / safe, count > 0

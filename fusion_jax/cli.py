@@ -1,0 +1,121 @@
+"""What the programs share: one line for whatever a user can mend, exit status 2, and the compilation cache."""
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
+
+from fusion_jax.errors import FusionError, Stopped
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parse flags and run a program; the process ends with its exit status.
+
+    0 done, 1 a threshold failed, 2 the user can mend it (one line says what and how), 143 stopped by
+    SIGTERM after saving.
+    """
+
+    def guarded(arguments: Sequence[str]) -> None:
+        # Orbax speaks through absl, at length; what a user can act on reaches them as our own lines.
+        absl_logging.set_verbosity(absl_logging.ERROR)
+        logging.basicConfig(format="%(message)s", level=logging.ERROR)
+        logging.getLogger("fusion_jax").setLevel(logging.WARNING)
+        if len(arguments) > 1:
+            _stop(f"unexpected argument {arguments[1]!r}: options are written --name=value")
+        try:
+            main()
+        except FusionError as error:
+            _stop(str(error))
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            sys.exit(143)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keep compiled programs in a folder ("" for none); JAX_COMPILATION_CACHE_DIR goes first."""
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", folder)
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    """Parse flags; every mistake in them becomes one line."""
+    try:
+        rest = flags.FLAGS(arguments)
+        flags.FLAGS.validate_all_flags()
+        return rest
+    except flags.Error as error:
+        return _stop(str(error).splitlines()[0])
+    except FusionError as error:
+        return _stop(str(error))
+    except FileNotFoundError as error:
+        return _stop(f"{error.filename} is missing: give --config the path of a config file")
+    # What ml_collections raises for a path that leads nowhere, or a value of another type.
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        return _stop(_config_mistake(arguments, error))
+
+
+def _config_mistake(arguments: list[str], error: Exception) -> str:
+    """Say which override failed, at which field, and what stands there instead."""
+    config = _bare_config(arguments)
+    for argument in arguments[1:]:
+        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if not match or config is None:
+            continue
+        wrong = _first_unknown(config, match.group(1))
+        if wrong:
+            return f"{argument}: {wrong}"
+    return f"the configuration is refused: {str(error).splitlines()[0] if str(error) else error!r}"
+
+
+def _bare_config(arguments: list[str]) -> Any:
+    """The config file's own configuration, without overrides."""
+    import runpy
+
+    for position, argument in enumerate(arguments):
+        if re.fullmatch(r"--?config", argument) and position + 1 < len(arguments):
+            value = arguments[position + 1]
+        elif re.match(r"--?config=", argument):
+            value = argument.partition("=")[2]
+        else:
+            continue
+        path, _, variant = value.partition(":")
+        get_config = runpy.run_path(path)["get_config"]
+        return get_config(variant) if variant else get_config()
+    return None
+
+
+def _first_unknown(value: Any, path: str) -> str | None:
+    """What is wrong with a dotted path into a configuration, or None."""
+    for part in re.findall(r"[^.\[\]]+", path):
+        fields = _children(value)
+        if part not in fields:
+            return f"there is no field {part!r} here; there are {', '.join(sorted(fields)) or 'none'}"
+        value = fields[part]
+    return None
+
+
+def _children(value: Any) -> dict[str, Any]:
+    """Named parts of a configuration value."""
+    if isinstance(value, dict):
+        return {str(key): item for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return {str(index): item for index, item in enumerate(value)}
+    names = getattr(value, "__dataclass_fields__", {})
+    return {name: getattr(value, name) for name in names if name not in ("parent", "name")}
+
+
+def _stop(message: str) -> Any:
+    """Print one line and leave with status 2."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

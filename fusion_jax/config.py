@@ -1,0 +1,220 @@
+"""What a run is: one mutable dataclass whose fields are the modules themselves, and its JSON form.
+
+A config file in `configs/` is Python with a `get_config(variant="")` that returns a `Config`. Overrides on
+the command line set fields in place (`--config.model.encoders.audio.features=32`). A saved run is data, not
+code: a JSON tree of class paths and fields, from which only allowed modules are imported.
+"""
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax import linen as nn
+
+from fusion_jax.balancing.none import NoBalancer
+from fusion_jax.errors import FusionError
+from fusion_jax.models import FusionModel
+from fusion_jax.objectives.supervised import Supervised
+from fusion_jax.optimizers import AdamW
+from fusion_jax.tasks.classification import Classification
+
+CLASS = "$class"
+IN_MEMORY = "$in_memory"
+
+
+@dataclasses.dataclass
+class Recipe:
+    """What happens to training inputs, the same for every method, static fusion included.
+
+    Attributes:
+        corruptions: modality name -> corruption; modalities without one stay clean in training.
+        noise_rate: probability that a modality of an example is corrupted, independently, in [0, 1].
+        max_severity: severities of corrupted modalities are uniform in (0, max_severity].
+        modality_dropout: probability that a present modality is dropped, per example and modality, at
+            least one kept (`fusion_jax.corruptions.batch.drop_modalities`).
+    """
+
+    corruptions: dict[str, Any] = dataclasses.field(default_factory=dict)
+    noise_rate: float = 0.5
+    max_severity: float = 0.4
+    modality_dropout: float = 0.2
+
+
+@dataclasses.dataclass
+class Config:
+    """One experiment.
+
+    Attributes:
+        model: the model; its modules are closed over by the compiled step.
+        data: has `name` and `source(split)` for "train", "validation" and "test".
+        task: loss and metrics.
+        objective: what is minimised, over which views.
+        balancer: re-weights losses and updates per modality.
+        recipe: noise and modality dropout in training.
+        optimizer: builds the Optax transformation.
+        num_steps: training steps.
+        batch_size: examples of a training step, over all devices.
+        eval_batch_size: examples of an evaluation step, over all devices.
+        seed: of the first run; run i of `num_seeds` uses seed + i.
+        num_seeds: runs, one after the other, sharing one compiled step; the best checkpoint is kept of each.
+        log_every: steps between log lines.
+        eval_every: steps between validations; each saves a checkpoint.
+        evaluation_severities: of the robustness evaluation, per modality.
+        compilation_cache: folder of XLA's persistent cache, "" for none.
+    """
+
+    model: FusionModel
+    data: Any
+    task: Any = dataclasses.field(default_factory=Classification)
+    objective: Any = dataclasses.field(default_factory=Supervised)
+    balancer: Any = dataclasses.field(default_factory=NoBalancer)
+    recipe: Recipe = dataclasses.field(default_factory=Recipe)
+    optimizer: AdamW = dataclasses.field(default_factory=AdamW)
+    num_steps: int = 1000
+    batch_size: int = 128
+    eval_batch_size: int = 512
+    seed: int = 0
+    num_seeds: int = 1
+    log_every: int = 50
+    eval_every: int = 250
+    evaluation_severities: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
+    compilation_cache: str = "~/.cache/fusion_jax/compiled"
+
+    def check(self) -> None:
+        """Refuse values that cannot work, by name.
+
+        Raises:
+            FusionError: one line, with the field and what it may be.
+        """
+        for name in ("num_steps", "batch_size", "eval_batch_size", "num_seeds", "log_every", "eval_every"):
+            if getattr(self, name) < 1:
+                raise FusionError(f"config.{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("noise_rate", "max_severity", "modality_dropout"):
+            if not 0 <= getattr(self.recipe, name) <= 1:
+                raise FusionError(
+                    f"config.recipe.{name} is {getattr(self.recipe, name)}: it must lie in [0, 1]"
+                )
+        if not all(0 < severity <= 1 for severity in self.evaluation_severities):
+            raise FusionError("config.evaluation_severities must lie in (0, 1]")
+        unknown = set(self.recipe.corruptions) - set(self.model.modalities)
+        if unknown:
+            raise FusionError(
+                f"config.recipe.corruptions names {sorted(unknown)[0]!r}; "
+                f"the model's modalities are {list(self.model.modalities)}"
+            )
+
+
+def to_tree(value: Any) -> Any:
+    """A JSON-ready tree: dataclasses (Linen modules too) as class path and fields, tuples as lists.
+
+    Raises:
+        FusionError: for values that are not data (functions, arrays).
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [to_tree(item) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: to_tree(value[key]) for key in sorted(value)}
+    kind = type(value)
+    path = f"{kind.__module__}.{kind.__qualname__}"
+    if getattr(value, "in_memory", False):
+        return {IN_MEMORY: path}
+    if dataclasses.is_dataclass(value):
+        return {CLASS: path} | {name: to_tree(getattr(value, name)) for name in _fields(kind)}
+    raise FusionError(f"a config holds a {path}, which cannot be saved as data: use a dataclass field")
+
+
+def from_tree(tree: Any, *, allow: Sequence[str] = ()) -> Any:
+    """The value that `to_tree` described. Data that was held in memory comes back as None.
+
+    Args:
+        tree: nested dicts, lists and scalars.
+        allow: top-level packages besides fusion_jax from which classes may be imported.
+
+    Raises:
+        FusionError: for a class outside the allowed packages, one that does not exist, or other fields.
+    """
+    if isinstance(tree, list):
+        return tuple(from_tree(item, allow=allow) for item in tree)
+    if not isinstance(tree, dict):
+        return tree
+    if IN_MEMORY in tree:
+        return None
+    fields = {key: from_tree(item, allow=allow) for key, item in tree.items() if key != CLASS}
+    if CLASS not in tree:
+        return fields
+    kind = _import_class(tree[CLASS], allow)
+    unknown = sorted(set(fields) - set(_fields(kind)))
+    if unknown:
+        raise FusionError(f"{tree[CLASS]} has no field {unknown[0]!r}: the run was saved by another version")
+    return kind(**fields)
+
+
+def _import_class(path: str, allow: Sequence[str]) -> type:
+    """The dataclass at a dotted path, if its top-level package is allowed."""
+    module, _, name = path.rpartition(".")
+    if module.split(".")[0] not in ("fusion_jax", *allow):
+        raise FusionError(
+            f"the run uses {path}, which is not part of fusion_jax: "
+            f"name its package to allow it, allow=({module.split('.')[0]!r},)"
+        )
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise FusionError(f"the run uses {path}, which cannot be imported: {error}") from error
+    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+        raise FusionError(f"the run names {path}, which is not a configuration class")
+    return kind
+
+
+def _fields(kind: type) -> list[str]:
+    """Fields that describe a value; Linen's own bookkeeping fields are not among them."""
+    hidden = {"parent", "name"} if issubclass(kind, nn.Module) else set()
+    return [field.name for field in dataclasses.fields(kind) if field.init and field.name not in hidden]
+
+
+def first_difference(a: Any, b: Any) -> tuple[str, Any, Any] | None:
+    """Path and both values of the first place where two trees differ, or None."""
+    left, right = dict(_leaves(a)), dict(_leaves(b))
+    for path in [*left, *right]:
+        if left.get(path) != right.get(path) or (path in left) != (path in right):
+            return path, left.get(path, "(absent)"), right.get(path, "(absent)")
+    return None
+
+
+def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of each leaf."""
+    if isinstance(tree, dict):
+        for key, item in tree.items():
+            yield from _leaves(item, f"{path}.{key}" if path else key)
+    elif isinstance(tree, list):
+        yield f"{path}.length", len(tree)
+        for index, item in enumerate(tree):
+            yield from _leaves(item, f"{path}[{index}]")
+    else:
+        yield path, tree
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run folder.
+
+    Raises:
+        FusionError: where it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FusionError(f"{path} is missing: {path.parent} is not the folder of a run") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FusionError(f"{path} is damaged ({error}): restore it or train again") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)

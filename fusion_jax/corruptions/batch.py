@@ -1,0 +1,93 @@
+"""What is done to a batch: corrupting its rows and dropping its modalities, keyed by example id."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+from fusion_jax.axes import DATA_AXIS, data_axis_index
+from fusion_jax.rng import example_keys, stream
+
+BLOCK = 8
+
+
+def corrupt_batch(
+    corruption: Callable[..., Array],
+    x: Shaped[Array, "b ..."],
+    *,
+    keys: Key[Array, " b"],
+    severity: Float[Array, " b"],
+) -> Shaped[Array, "b ..."]:
+    """Apply a corruption to each row of a batch, bit-identically for any batch size, order and device count.
+
+    The only way from a batch to a corrupted batch. XLA may fuse and vectorise the same arithmetic
+    differently in programs of different shapes, which changes last bits; so rows go through one small
+    program of fixed shape (blocks of 8), fenced off from its surroundings.
+
+    Args:
+        corruption: (key, x, severity) -> x for one example.
+        x: [B, ...].
+        keys: one key per row.
+        severity: [B] in [0, 1]; rows with 0 come back as they are.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sharded = data_axis_index() is None and dict(mesh.shape).get(DATA_AXIS, 1) > 1
+    blocks = jax.tree_util.Partial(_corrupt_blocks, corruption)
+    if sharded:
+        # Under automatic sharding lax.map would gather the whole batch on every device.
+        rows = jax.sharding.PartitionSpec(DATA_AXIS)
+        blocks = jax.shard_map(blocks, in_specs=(rows, rows, rows), out_specs=rows)
+    return blocks(keys, x, severity)
+
+
+def _corrupt_blocks(corruption: Callable[..., Array], keys: Array, x: Array, severity: Array) -> Array:
+    """Corrupt rows in blocks of BLOCK; a short last block is filled with repeats of row 0."""
+    num_rows = x.shape[0]
+    padding = -num_rows % BLOCK
+
+    def in_blocks(values: Array) -> Array:
+        filled = jnp.concatenate([values, jnp.repeat(values[:1], padding, axis=0)])
+        return filled.reshape((-1, BLOCK, *values.shape[1:]))
+
+    def one_block(block: tuple[Array, Array, Array]) -> Array:
+        block_keys, rows, strength = jax.lax.optimization_barrier(block)
+        noisy = jax.vmap(corruption)(block_keys, rows, strength)
+        return jax.lax.optimization_barrier(noisy)
+
+    blocks = jax.lax.map(one_block, (in_blocks(keys), in_blocks(x), in_blocks(severity)))
+    noisy = blocks.reshape((-1, *x.shape[1:]))[:num_rows]
+    untouched = (severity == 0).reshape((-1,) + (1,) * (x.ndim - 1))
+    return jnp.where(untouched, x, noisy)
+
+
+def drop_modalities(
+    key: Key[Array, ""],
+    present: Bool[Array, "b m"],
+    *,
+    rate: Float[Array, ""] | float,
+    example_id: Int[Array, " b"],
+) -> Bool[Array, "b m"]:
+    """Modality dropout: the one definition of its rate.
+
+    Per example, each present modality is dropped with probability `rate`, independently; where that
+    would drop all, one of the present modalities, chosen uniformly, is kept. With M present ones the
+    probability that a given one is missing is therefore rate - rate^M / M.
+
+    Args:
+        key: stream of this step.
+        present: Bool[B, M].
+        rate: in [0, 1].
+        example_id: Int[B], keys the draws.
+
+    Returns:
+        Bool[B, M], a subset of `present` with at least one modality wherever `present` has one.
+    """
+
+    def one_example(example_key: Array, here: Array) -> Array:
+        kept = here & ~jax.random.bernoulli(stream(example_key, "drop"), rate, here.shape)
+        scores = jax.random.uniform(stream(example_key, "keep"), here.shape)
+        survivor = jnp.arange(here.shape[0]) == jnp.argmax(jnp.where(here, scores, -1))
+        return jnp.where(kept.any(), kept, here & survivor)
+
+    return jax.vmap(one_example)(example_keys(key, example_id), present)

@@ -1,0 +1,59 @@
+"""Additive Gaussian noise of a stated standard deviation, for images and feature vectors."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Shaped
+
+from fusion_jax.blocks.strength import strength_at, to_dtype_of
+
+
+# Not frozen: configuration overrides set fields in place, and ml_collections cannot set frozen ones.
+@dataclasses.dataclass
+class GaussianNoise:
+    """x + sigma n, n ~ N(0, 1) independently for each entry; 8-bit input is rounded and saturates.
+
+    | severity | 0 | 0.2 | 0.4 | 0.6 | 0.8 | 1.0 |
+    |---|---|---|---|---|---|---|
+    | sigma, standard deviations of the data | 0 | 1.6 | 3.2 | 4.8 | 6.4 | 8 |
+
+    Attributes:
+        deviation: standard deviation of the data in raw input units (the one that standardises it).
+        strengths: sigma in units of `deviation`, at equally spaced severities from 0 to 1.
+        reference: sigma, in the same units, that counts as noise level 1.
+    """
+
+    unit: ClassVar[str] = "sigma"
+    deviation: float = 64.0
+    strengths: tuple[float, ...] = (0.0, 1.6, 3.2, 4.8, 6.4, 8.0)
+    reference: float = 1.0
+
+    def strength(self, severity: Float[Array, "..."] | float) -> Float[Array, "..."]:
+        """Noise amplitude over signal amplitude (sigma in units of the data's deviation)."""
+        return strength_at(severity, self.strengths)
+
+    def noise_level(self, severity: Float[Array, "..."] | float) -> Float[Array, "..."]:
+        """Strength in units of the reference: what a noise estimator is trained on."""
+        return self.strength(severity) / self.reference
+
+    def describe(self, severity: float) -> str:
+        """The strength in words, for reports."""
+        return f"sigma {float(self.strength(severity)):.3g}"
+
+    def __call__(
+        self,
+        key: Key[Array, ""],
+        x: Shaped[Array, "..."],
+        severity: Float[Array, ""],
+        donor: Any = None,
+    ) -> Shaped[Array, "..."]:
+        """Corrupt one example x [...]; dtype and shape stay."""
+        noise = jax.random.normal(key, x.shape, jnp.float32)
+        return to_dtype_of(x + self.strength(severity) * self.deviation * noise, x)
+
+    @classmethod
+    def example(cls) -> tuple["GaussianNoise", tuple[int, ...], str]:
+        """A small instance with the shape and dtype of one input, for the conformance tests."""
+        return cls(), (6, 5, 1), "uint8"

@@ -1,0 +1,41 @@
+"""Small convolutional encoder for images and spectrograms."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from fusion_jax.types import Features
+
+
+class CNNEncoder(nn.Module):
+    """Strided 3x3 convolution - GroupNorm - GELU stages, then a projection of each position to D.
+
+    Tokens are the positions of the last map in row-major order; pooled features are their mean. A missing
+    input is encoded as whatever stands in its place; the model puts zeros there.
+
+    Attributes:
+        widths: channels of the stages; each halves height and width.
+        features: D, the width that all encoders of a model share.
+        groups: number of GroupNorm groups; must divide each width.
+    """
+
+    widths: tuple[int, ...] = (16, 32, 64)
+    features: int = 64
+    groups: int = 8
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, train: bool, mask: Bool[Array, " b"] | None = None
+    ) -> Features:
+        """Encode x [B, H, W, C]; `train` and `mask` are unused (GroupNorm sees one row at a time)."""
+        x = x.astype(jnp.float32)
+        for width in self.widths:
+            x = nn.Conv(width, (3, 3), strides=2, use_bias=False)(x)
+            x = nn.gelu(nn.GroupNorm(num_groups=self.groups)(x))
+        tokens = nn.Dense(self.features)(x.reshape(x.shape[0], -1, x.shape[-1]))
+        return Features(pooled=jnp.mean(tokens, axis=1), tokens=tokens)
+
+    @classmethod
+    def example(cls) -> tuple["CNNEncoder", tuple[int, ...]]:
+        """A small instance and the shape of one input, for the conformance tests."""
+        return cls(widths=(4, 8), features=6, groups=2), (9, 7, 1)

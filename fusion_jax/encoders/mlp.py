@@ -1,0 +1,41 @@
+"""Multi-layer perceptron on flattened inputs."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from fusion_jax.blocks.dropout import Dropout
+from fusion_jax.types import Features
+
+
+class MLPEncoder(nn.Module):
+    """Dense - LayerNorm - GELU layers, then a projection to D.
+
+    A missing input is encoded as whatever stands in its place; the model puts zeros there and no fusion
+    operator lets the result through.
+
+    Attributes:
+        hidden: widths of the hidden layers.
+        features: D, the width that all encoders of a model share.
+        dropout_rate: in [0, 1), after each hidden layer.
+    """
+
+    hidden: tuple[int, ...] = (128, 128)
+    features: int = 64
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b ..."], *, train: bool, mask: Bool[Array, " b"] | None = None
+    ) -> Features:
+        """Encode x [B, ...] to pooled features [B, D]; `mask` is unused (no batch statistics)."""
+        x = x.reshape(x.shape[0], -1).astype(jnp.float32)
+        for width in self.hidden:
+            x = nn.LayerNorm()(nn.Dense(width, use_bias=False)(x))
+            x = Dropout(self.dropout_rate)(nn.gelu(x), train=train)
+        return Features(pooled=nn.Dense(self.features)(x))
+
+    @classmethod
+    def example(cls) -> tuple["MLPEncoder", tuple[int, ...]]:
+        """A small instance and the shape of one input, for the conformance tests."""
+        return cls(hidden=(8,), features=6), (5, 2)

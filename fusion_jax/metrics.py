@@ -1,0 +1,58 @@
+"""Classification metrics: a device part that records each example, a host part that computes from records.
+
+Records of parts of a data set concatenate to the records of the whole, so nothing is ever a mean of batch
+means, and intervals and paired tests can be computed afterwards.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+BINS = 15
+
+
+def classification_records(
+    logits: Float[Array, "b k"], target: Int[Array, " b"]
+) -> dict[str, Float[Array, " b"]]:
+    """Per-example facts, in float32.
+
+    Args:
+        logits: [B, K].
+        target: Int[B] in [0, K).
+
+    Returns:
+        "correct" (0 or 1), "confidence" (largest probability) and "nll" (natural log), each [B].
+    """
+    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
+    chosen = jnp.take_along_axis(log_probabilities, target[:, None], axis=-1)[:, 0]
+    return {
+        "correct": (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32),
+        "confidence": jnp.exp(jnp.max(log_probabilities, axis=-1)),
+        "nll": -chosen,
+    }
+
+
+def weighted_mean(
+    values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"] | None = None
+) -> float:
+    """Mean of per-example values, in float64; `weights` >= 0 count an example more or less often."""
+    return float(np.average(np.asarray(values, np.float64), weights=weights))
+
+
+def expected_calibration_error(
+    confidence: Float[np.ndarray, " n"], correct: Float[np.ndarray, " n"], *, bins: int = BINS
+) -> float:
+    """Mean gap between confidence and accuracy over equal-width confidence bins, weighted by bin size.
+
+    Args:
+        confidence: [N] in [0, 1].
+        correct: [N], 0 or 1.
+        bins: number of bins over (0, 1]; a bin holds its upper edge.
+
+    References:
+        Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3.
+    """
+    index = np.clip(np.ceil(np.asarray(confidence, np.float64) * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(index, weights=np.float64(correct) - np.float64(confidence), minlength=bins)
+    return float(np.abs(gap).sum() / len(index))

@@ -1,0 +1,180 @@
+"""FusionModel: preprocess, encode, schedule, fuse, head. It knows no method by name."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from fusion_jax.blocks.presence import uniform_weights
+from fusion_jax.errors import FusionError
+from fusion_jax.types import Features, ModelOutput, SchedulerInput
+
+
+class FusionModel(nn.Module):
+    """A multimodal model that weighs its modalities example by example.
+
+    Attributes:
+        encoders: modality name -> encoder; all project to one width D. The names define the modalities.
+        scheduler: gives the fusion weights.
+        fusion: the fusion operator.
+        head: fused Features -> prediction.
+        preprocess: modality name -> module on the device, raw input to encoder input; others pass as are.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from fusion_jax.encoders.mlp import MLPEncoder
+        >>> from fusion_jax.fusion.sum import SumFusion
+        >>> from fusion_jax.schedulers.static import StaticScheduler
+        >>> from fusion_jax.tasks.classification import ClassificationHead
+        >>> model = FusionModel(
+        ...     encoders={"a": MLPEncoder(hidden=(8,)), "b": MLPEncoder(hidden=(8,))},
+        ...     scheduler=StaticScheduler(), fusion=SumFusion(), head=ClassificationHead(3))
+        >>> inputs = {"a": jnp.ones((4, 5)), "b": jnp.ones((4, 2))}
+        >>> present = jnp.ones((4, 2), bool)
+        >>> output, _ = model.init_with_output(jax.random.key(0), inputs, present, train=False)
+        >>> output.prediction.shape, output.fusion.weights.shape
+        ((4, 3), (4, 2))
+    """
+
+    encoders: dict[str, nn.Module]
+    scheduler: nn.Module
+    fusion: nn.Module
+    head: nn.Module
+    preprocess: dict[str, nn.Module] = dataclasses.field(default_factory=dict)
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names in the order of the M axis."""
+        return tuple(sorted(self.encoders))
+
+    def prepare(
+        self, inputs: dict[str, Any], present: Bool[Array, "b m"], *, train: bool
+    ) -> dict[str, Any]:
+        """Preprocess raw inputs; rows of a missing modality become zeros.
+
+        Zeros and not whatever stands there: a NaN in a missing input would reach the gradients even where
+        its value is masked out later.
+        """
+        missing = set(self.modalities) - set(inputs)
+        if missing:
+            raise FusionError(f"the model needs the modality {sorted(missing)[0]!r}; given are {sorted(inputs)}")
+        prepared = {}
+        for m, name in enumerate(self.modalities):
+            here = present[:, m]
+            x = _zero_absent(inputs[name], here)
+            if name in self.preprocess:
+                x = _zero_absent(self.preprocess[name](x, train=train), here)
+            prepared[name] = x
+        return prepared
+
+    def encode(
+        self,
+        prepared: dict[str, Any],
+        present: Bool[Array, "b m"],
+        mask: Bool[Array, " b"],
+        *,
+        train: bool,
+    ) -> dict[str, Features]:
+        """Encode each modality apart; only rows that are present and not padding enter batch statistics."""
+        return {
+            name: self.encoders[name](prepared[name], train=train, mask=mask & present[:, m])
+            for m, name in enumerate(self.modalities)
+        }
+
+    def decide(
+        self,
+        features: dict[str, Features],
+        present: Bool[Array, "b m"],
+        mask: Bool[Array, " b"],
+        *,
+        train: bool,
+        progress: Float[Array, ""] | float = 1.0,
+        frequency_ratio: Float[Array, "b m"] | None = None,
+        noise_level: Float[Array, "b m"] | None = None,
+    ) -> ModelOutput:
+        """Schedule, fuse and predict from features; see `__call__`."""
+        stopped = jax.lax.stop_gradient(features)
+
+        def predict(subsets: Bool[Array, "*lead b m"]) -> Float[Array, "*lead b k"]:
+            return jax.lax.stop_gradient(self._on_subsets(stopped, subsets & present))
+
+        fusion = self.scheduler(
+            SchedulerInput(
+                features=features,
+                present=present,
+                mask=mask,
+                progress=progress,
+                predict=predict,
+                frequency_ratio=frequency_ratio,
+                noise_level=noise_level,
+            ),
+            train=train,
+        )
+        prediction = self.head(self.fusion(features, fusion.weights, present), train=train)
+        alone = jnp.eye(len(self.modalities), dtype=bool)[:, None, :] & present
+        unimodal = jnp.moveaxis(self._on_subsets(features, alone), 0, 1)
+        return ModelOutput(prediction, unimodal, fusion, features)
+
+    def _on_subsets(
+        self, features: dict[str, Features], subsets: Bool[Array, "*lead b m"]
+    ) -> Float[Array, "*lead b k"]:
+        """The head with uniform weights on subsets of modalities, in evaluation mode."""
+        lead = subsets.shape[:-2]
+        rows = subsets.reshape(-1, subsets.shape[-1])
+        copies = rows.shape[0] // subsets.shape[-2]
+        repeated = jax.tree.map(lambda x: jnp.tile(x, (copies,) + (1,) * (x.ndim - 1)), features)
+        logits = self.head(self.fusion(repeated, uniform_weights(rows), rows), train=False)
+        return logits.reshape(*lead, subsets.shape[-2], -1)
+
+    def __call__(
+        self,
+        inputs: dict[str, Any],
+        present: Bool[Array, "b m"],
+        mask: Bool[Array, " b"] | None = None,
+        *,
+        train: bool,
+        progress: Float[Array, ""] | float = 1.0,
+        frequency_ratio: Float[Array, "b m"] | None = None,
+        noise_level: Float[Array, "b m"] | None = None,
+    ) -> ModelOutput:
+        """Predict.
+
+        Args:
+            inputs: modality name -> raw input [B, ...].
+            present: Bool[B, M], in the order of sorted names.
+            mask: Bool[B], False on padding rows; None means no padding.
+            train: training mode (dropout, batch statistics, scheduler state updates).
+            progress: training fraction in [0, 1].
+            frequency_ratio: [B, M] or None, for schedulers that use it.
+            noise_level: [B, M] injected noise in units of its reference, in training only.
+
+        Raises:
+            FusionError: where an input of a modality is left out.
+        """
+        mask = jnp.ones(present.shape[0], bool) if mask is None else mask
+        prepared = self.prepare(inputs, present, train=train)
+        features = self.encode(prepared, present, mask, train=train)
+        return self.decide(
+            features,
+            present,
+            mask,
+            train=train,
+            progress=progress,
+            frequency_ratio=frequency_ratio,
+            noise_level=noise_level,
+        )
+
+
+def parameter_modality(path: tuple[str, ...], modalities: tuple[str, ...]) -> str | None:
+    """The modality whose encoder owns a parameter of a FusionModel, or None for shared ones."""
+    return next((name for name in modalities if path[0] == f"encoders_{name}"), None)
+
+
+def _zero_absent(x: Any, here: Bool[Array, " b"]) -> Any:
+    """Zeros in the rows of a pytree where a modality is absent."""
+    return jax.tree.map(
+        lambda leaf: jnp.where(here.reshape(here.shape + (1,) * (leaf.ndim - 1)), leaf, 0), x
+    )

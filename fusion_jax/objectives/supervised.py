@@ -1,0 +1,64 @@
+"""The default objective: the task's loss on one view."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fusion_jax.types import Batch, ModelOutput
+
+
+@dataclasses.dataclass
+class Supervised:
+    """Task loss of the fused prediction, plus weighted losses of each present modality alone.
+
+    loss_i = task(prediction_i) + unimodal_weight sum_{present m} loss_weights_m task(unimodal_im) + aux_i
+
+    Attributes:
+        unimodal_weight: factor of the unimodal losses, >= 0.
+        views: the forward passes it needs; "corrupted" is the batch after the recipe's noise and modality
+            dropout ("clean" would be the batch as loaded).
+    """
+
+    unimodal_weight: float = 0.0
+    views: tuple[str, ...] = ("corrupted",)
+
+    def init(self) -> Any:
+        """State before the first step; any pytree of arrays. Here: nothing."""
+        return {}
+
+    def __call__(
+        self,
+        outputs: dict[str, ModelOutput],
+        batches: dict[str, Batch],
+        state: Any,
+        *,
+        task: Any,
+        loss_weights: Float[Array, " m"],
+    ) -> tuple[Float[Array, " b"], Any, dict[str, Float[Array, " b"]]]:
+        """Loss of each row; the training step takes the mean over the rows that are not padding.
+
+        Args:
+            outputs: view -> ModelOutput.
+            batches: view -> Batch (its `present` is after modality dropout).
+            state: as returned by `init` or the last call.
+            task: gives the loss of a prediction.
+            loss_weights: [M], from the balancer.
+
+        Returns:
+            loss [B], next state, metrics (name -> [B]).
+        """
+        output, batch = outputs[self.views[0]], batches[self.views[0]]
+        fused = task.loss(output.prediction, batch.target)
+        unimodal = jnp.zeros_like(fused)
+        if self.unimodal_weight:
+            each = task.loss(output.unimodal, batch.target[:, None])
+            unimodal = jnp.sum(jnp.where(batch.present, each * loss_weights, 0), axis=-1)
+        loss = fused + self.unimodal_weight * unimodal + output.fusion.aux_loss
+        return loss, state, {"task_loss": fused, "scheduler_loss": output.fusion.aux_loss}
+
+    @classmethod
+    def example(cls) -> "Supervised":
+        """A small instance for the conformance tests."""
+        return cls(unimodal_weight=0.5)

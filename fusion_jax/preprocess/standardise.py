@@ -1,0 +1,22 @@
+"""8-bit or float arrays to standardised float32."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+
+class Standardise(nn.Module):
+    """(x - mean) / deviation, elementwise, in float32.
+
+    Attributes:
+        mean: in units of the raw input (0..255 for 8-bit images).
+        deviation: in the same units, > 0.
+    """
+
+    mean: float = 127.5
+    deviation: float = 127.5
+
+    @nn.compact
+    def __call__(self, x: Shaped[Array, "b ..."], *, train: bool) -> Float[Array, "b ..."]:
+        """Standardise x [B, ...]."""
+        return (x.astype(jnp.float32) - self.mean) / self.deviation

@@ -1,0 +1,134 @@
+"""The folder of a run: what is written into it and how it is read back."""
+
+import contextlib
+import dataclasses
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+
+from fusion_jax.config import Config, first_difference, from_tree, read_json, to_tree, write_json
+from fusion_jax.data.loader import first_batch
+from fusion_jax.errors import FusionError
+from fusion_jax.models import parameter_modality
+from fusion_jax.sources import ArraySpec, DataSpec
+from fusion_jax.training.checkpoints import Checkpoints
+from fusion_jax.training.state import create_state
+from fusion_jax.types import TrainState
+
+
+def seed_folder(workdir: Path, index: int) -> Path:
+    """Folder of seed number `index` of a run."""
+    return workdir / f"seed_{index}"
+
+
+def build_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
+    """The optimiser of a configuration, with the balancer's scaling tied to the model's encoders."""
+    modalities = config.model.modalities
+    return config.optimizer.build(
+        num_steps=config.num_steps,
+        path_to_modality=lambda path: parameter_modality(path, modalities),
+        modalities=modalities,
+    )
+
+
+def new_state(config: Config, spec: DataSpec, index: int) -> TrainState:
+    """The state of seed number `index` before its first step."""
+    return create_state(
+        model=config.model,
+        tx=build_optimizer(config),
+        balancer=config.balancer,
+        objective=config.objective,
+        example=first_batch(spec),
+        key=jax.random.key(config.seed + index),
+    )
+
+
+def load_config(workdir: str | Path, *, allow: Sequence[str] = ()) -> tuple[Config, DataSpec, dict[str, Any]]:
+    """Configuration, data specification and record of a saved run; nothing is executed but constructors.
+
+    Args:
+        workdir: folder of the run.
+        allow: top-level packages besides fusion_jax whose classes the configuration may name.
+
+    Raises:
+        FusionError: for a folder that is not a run, or a configuration that cannot be rebuilt.
+    """
+    config = from_tree(read_json(Path(workdir) / "config.json"), allow=allow)
+    run = read_json(Path(workdir) / "run.json")
+    if not isinstance(config, Config):
+        raise FusionError(f"{workdir}/config.json does not describe a run")
+    modalities = {
+        name: ArraySpec(tuple(entry["shape"]), entry["dtype"]) for name, entry in run["modalities"].items()
+    }
+    spec = DataSpec(modalities, run["data"]["num_classes"], tuple(run["data"]["clusters"]))
+    return config, spec, run
+
+
+def restore_best(config: Config, spec: DataSpec, workdir: str | Path, index: int) -> TrainState:
+    """The best state of seed number `index`.
+
+    Raises:
+        FusionError: where there is none, all are damaged, or they are of another model.
+    """
+    folder = seed_folder(Path(workdir), index)
+    checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
+    with contextlib.closing(checkpoints):
+        return checkpoints.restore_best(new_state(config, spec, index))
+
+
+def record_run(config: Config, workdir: Path, spec: DataSpec) -> None:
+    """Write what the run is, or check that it is the one already in the folder."""
+    tree = to_tree(config)
+    if (workdir / "config.json").exists():
+        difference = first_difference(read_json(workdir / "config.json"), tree)
+        if difference:
+            path, old, new = difference
+            raise FusionError(
+                f"{workdir} holds a run with config.{path} = {old}, not {new}: "
+                "use another --workdir, or the same configuration to go on"
+            )
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "run.json", describe_run(config, spec))
+    write_json(workdir / "config.json", tree)
+
+
+def describe_run(config: Config, spec: DataSpec) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    packages = ("fusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {"python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    device = jax.devices()[0]
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "versions": versions,
+        "hardware": f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} CPU cores",
+        "data": {"name": config.data.name, "num_classes": spec.num_classes, "clusters": list(spec.clusters)},
+        "modalities": {name: dataclasses.asdict(spec.modalities[name]) for name in spec.names},
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that this module runs from, with + for uncommitted changes."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(
+            ["git", "-C", here, "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip()

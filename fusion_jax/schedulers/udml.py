@@ -1,0 +1,70 @@
+"""UDML: weights from predicted noise, corrected by the model's dependence on each modality."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fusion_jax.blocks.presence import masked_softmax
+from fusion_jax.signals.dependence import Dependence
+from fusion_jax.signals.predicted_noise import PredictedNoise
+from fusion_jax.types import FusionWeights, SchedulerInput
+
+
+def _default_signals() -> tuple[nn.Module, ...]:
+    return (PredictedNoise(), Dependence())
+
+
+class UDMLScheduler(nn.Module):
+    """w proportional to the product over signals of signal^-exponent, over the present modalities.
+
+    With the default signals this is w ~ rho^-tau dependence^-kappa: little weight where the input looks
+    noisy, and less for a modality that the model already leans on, so that a weak modality is not
+    suppressed twice. The exponents are learned by the task's loss within (0, limit); the signals get no
+    gradient from the weights.
+
+    Attributes:
+        signals: positive signals, each larger = less reliable.
+        exponents: their starting values, in (0, limit), one per signal.
+        limit: upper bound of an exponent.
+
+    References:
+        Wei et al., UDML, arXiv 2603.19681: w = g(1 / (rho alpha)), that is both exponents fixed at 1.
+    """
+
+    signals: tuple[nn.Module, ...] = dataclasses.field(default_factory=_default_signals)
+    exponents: tuple[float, ...] = (0.5, 1.0)
+    limit: float = 4.0
+
+    @nn.compact
+    def __call__(self, inputs: SchedulerInput, *, train: bool) -> FusionWeights:
+        """Weights [B, M], with the signals' values and losses."""
+        found = {type(signal).__name__: signal(inputs, train=train) for signal in self.signals}
+        start = [math.log(value / (self.limit - value)) for value in self.exponents]
+        raw = self.param("exponents", lambda _: jnp.asarray(start, jnp.float32))
+        values = jnp.stack([signal.value for signal in found.values()])
+        weights = power_weights(values, self.limit * jax.nn.sigmoid(raw), inputs.present)
+        aux = sum((signal.aux_loss for signal in found.values()), jnp.zeros(inputs.mask.shape[0]))
+        return FusionWeights(weights, aux, {name: signal.value for name, signal in found.items()})
+
+    @classmethod
+    def example(cls) -> "UDMLScheduler":
+        """A small instance for the conformance tests."""
+        return cls(signals=(PredictedNoise(hidden=4), Dependence()))
+
+
+def power_weights(
+    values: Float[Array, "s b m"], exponents: Float[Array, " s"], present: Array
+) -> Float[Array, "b m"]:
+    """w proportional to prod_s values_s^-exponents_s over present modalities; gradient into exponents only.
+
+    Args:
+        values: [S, B, M], > 0.
+        exponents: [S].
+        present: Bool[B, M].
+    """
+    logs = jnp.log(jnp.maximum(jax.lax.stop_gradient(values), 1e-6))
+    return masked_softmax(-jnp.einsum("s,sbm->bm", exponents, logs), present)

@@ -1,0 +1,61 @@
+"""Single-label classification: head, loss and metrics."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from fusion_jax.metrics import classification_records, expected_calibration_error, weighted_mean
+from fusion_jax.types import Features
+
+
+class ClassificationHead(nn.Module):
+    """Linear map from fused features to class logits, in float32.
+
+    Attributes:
+        num_classes: K.
+    """
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, features: Features, *, train: bool) -> Float[Array, "b k"]:
+        """Logits [B, K]."""
+        return nn.Dense(self.num_classes)(features.pooled.astype(jnp.float32))
+
+
+@dataclasses.dataclass
+class Classification:
+    """The task: what is lost on an example and what is reported.
+
+    Attributes:
+        label_smoothing: in [0, 1), in training only.
+    """
+
+    label_smoothing: float = 0.0
+
+    def loss(self, logits: Float[Array, "b k"], target: Int[Array, " b"]) -> Float[Array, " b"]:
+        """Cross entropy of each row, natural log; leading axes of `logits` may exceed those of `target`."""
+        labels = optax.smooth_labels(nn.one_hot(target, logits.shape[-1]), self.label_smoothing)
+        return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
+
+    def records(self, logits: Float[Array, "b k"], target: Int[Array, " b"]) -> dict[str, Array]:
+        """The device part of the metrics: per-example records, each [B]."""
+        return classification_records(logits, target)
+
+    def compute(self, records: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """The host part: accuracy, nll and ece from records of any number of examples."""
+        return {
+            "accuracy": weighted_mean(records["correct"]),
+            "nll": weighted_mean(records["nll"]),
+            "ece": expected_calibration_error(records["confidence"], records["correct"]),
+        }
+
+    @classmethod
+    def example(cls) -> "Classification":
+        """A small instance for the conformance tests."""
+        return cls()

@@ -1,0 +1,213 @@
+"""The one training loop."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from fusion_jax.config import Config
+from fusion_jax.data.loader import eval_batches, train_batches
+from fusion_jax.errors import FusionError, Stopped
+from fusion_jax.evaluation.grid import Cell, evaluate_grid, make_cell_program, robustness_cells
+from fusion_jax.rng import stream
+from fusion_jax.runs import build_optimizer, new_state, record_run, seed_folder
+from fusion_jax.sources import DataSpec, Source
+from fusion_jax.training.checkpoints import SELECTION, Checkpoints
+from fusion_jax.training.parallel import DataParallel
+from fusion_jax.training.progress import RunLog, flatten_metrics
+from fusion_jax.training.step import make_train_step
+from fusion_jax.types import TrainState
+
+SHOWN = ("loss", "accuracy", "validation/accuracy", "validation/selection")
+
+
+def train(config: Config, workdir: str | Path) -> TrainState:
+    """Train, or go on where a run in `workdir` stopped.
+
+    Layout: `config.json` (the resolved configuration), `run.json` (versions, commit, data specification),
+    and for each seed `seed_<i>/` with `checkpoints/`, `metrics.jsonl` and TensorBoard events.
+
+    Args:
+        config: the experiment. Selection is on validation; the test split is not read.
+        workdir: folder of the run; made if missing. A run there must have the same configuration.
+
+    Returns:
+        The state after the last step of the last seed.
+
+    Raises:
+        FusionError: bad configuration, data or checkpoints, a full disk, or a loss that is not finite.
+        Stopped: SIGTERM came; the state was saved and the same call goes on from there.
+    """
+    config.check()
+    workdir = Path(workdir)
+    sources = {split: config.data.source(split) for split in ("train", "validation")}
+    spec = sources["train"].spec
+    _check_modalities(config, spec)
+    record_run(config, workdir, spec)
+    run = Trainer(config, spec)
+    for index in range(config.num_seeds):
+        state = run.train_seed(index, seed_folder(workdir, index), sources)
+    return state
+
+
+class Trainer:
+    """Everything that the seeds of a run share: the compiled step and the compiled evaluation."""
+
+    def __init__(self, config: Config, spec: DataSpec):
+        """Build the programs; nothing is compiled before its first use."""
+        self.config, self.spec = config, spec
+        self.modalities = config.model.modalities
+        self.parallel = DataParallel()
+        self.parallel.check(batch_size=config.batch_size, eval_batch_size=config.eval_batch_size)
+        self.step = self.parallel.compile(
+            make_train_step(
+                model=config.model,
+                task=config.task,
+                objective=config.objective,
+                balancer=config.balancer,
+                recipe=config.recipe,
+                tx=build_optimizer(config),
+                num_steps=config.num_steps,
+            )
+        )
+        self.cell_program = make_cell_program(config.model, config.task, config.recipe.corruptions)
+
+    def train_seed(self, index: int, folder: Path, sources: dict[str, Source]) -> TrainState:
+        """Train one seed from its last checkpoint, or from the start."""
+        config = self.config
+        state = self.parallel.place_state(new_state(config, self.spec, index))
+        checkpoints = Checkpoints(folder / "checkpoints")
+        state = checkpoints.restore_last(state) or state
+        first = int(state.step)
+        if first >= config.num_steps:
+            checkpoints.close()
+            return state
+        log = RunLog(
+            folder,
+            first_step=first,
+            num_steps=config.num_steps,
+            batch_size=config.batch_size,
+            title=f"seed {config.seed + index}",
+        )
+        batches = train_batches(
+            sources["train"],
+            batch_size=config.batch_size,
+            seed=config.seed + index,
+            first_step=first,
+        )
+        with contextlib.closing(log), contextlib.closing(checkpoints):
+            state = self._steps(state, batches, checkpoints, log, sources["validation"])
+            checkpoints.wait()
+        return state
+
+    def _steps(
+        self,
+        state: TrainState,
+        batches: Iterator[Any],
+        checkpoints: Checkpoints,
+        log: RunLog,
+        validation: Source,
+    ) -> TrainState:
+        """From the state's step to the last one."""
+        config, pending = self.config, []
+        with _sigterm_noted() as stop:
+            for step in range(int(state.step) + 1, config.num_steps + 1):
+                state, metrics = self.step(state, self.parallel.place_batch(next(batches)))
+                pending.append((step, metrics))
+                log.advance()
+                validate = step % config.eval_every == 0 or step == config.num_steps
+                if step % config.log_every == 0 or validate or stop:
+                    self._flush(pending, log, checkpoints)
+                if validate:
+                    scores = self.validate(state, validation)
+                    log.write(step, {f"validation/{k}": v for k, v in scores.items()}, say=SHOWN)
+                    checkpoints.save(state, metrics=scores)
+                elif stop:
+                    checkpoints.save(state, metrics=None)
+                if stop:
+                    checkpoints.wait()
+                    raise Stopped(f"stopped by SIGTERM after step {step}: saved; the same command goes on")
+        return state
+
+    def _flush(self, pending: list[Any], log: RunLog, checkpoints: Checkpoints) -> None:
+        """Fetch and log the steps since the last call; refuse a loss that is not finite.
+
+        Every save comes after a flush, so a state behind a bad loss never becomes a checkpoint.
+        """
+        fetched = [(step, jax.device_get(metrics)) for step, metrics in pending]
+        pending.clear()
+        for step, metrics in fetched:
+            if not np.isfinite(metrics["loss"]):
+                checkpoints.wait()
+                raise FusionError(
+                    f"the loss became {metrics['loss']} at step {step}: the last good checkpoint is kept in "
+                    f"{checkpoints.folder}; lower config.optimizer.learning_rate or look at the data"
+                )
+        means = {
+            name: np.mean([metrics[name] for _, metrics in fetched], axis=0)
+            for name in (fetched[0][1] if fetched else ())
+        }
+        if fetched:
+            log.write(fetched[-1][0], flatten_metrics(means, self.modalities), say=SHOWN)
+
+    def validate(self, state: TrainState, source: Source) -> dict[str, float]:
+        """Scores on the validation split.
+
+        "selection", by which the best checkpoint is chosen, is the mean accuracy over the clean cell, each
+        corruptible modality at the recipe's largest severity, and each missing pattern.
+        """
+        corruptions = self.config.recipe.corruptions
+        cells = robustness_cells(
+            self.modalities,
+            corrupted=corruptions,
+            severities=[self.config.recipe.max_severity] if self.config.recipe.max_severity else [],
+        )
+        found = evaluate_grid(
+            self.cell_program,
+            {"params": state.params, **state.collections},
+            eval_batches(source, batch_size=self.config.eval_batch_size),
+            cells=cells,
+            modalities=self.modalities,
+            key=stream(jax.random.key(0), "validation"),
+            place=self.parallel.place_batch,
+        )
+        scores = [self.config.task.compute(cell.records) for cell in found]
+        named = {
+            f"{_cell_name(cell)}": score["accuracy"] for cell, score in zip(cells[1:], scores[1:], strict=True)
+        }
+        return {**scores[0], **named, SELECTION: float(np.mean([s["accuracy"] for s in scores]))}
+
+
+def _cell_name(cell: Cell) -> str:
+    """Name of a cell in the validation log."""
+    if cell.missing:
+        return "without_" + "_".join(cell.missing)
+    return f"noisy_{cell.modality}"
+
+
+def _check_modalities(config: Config, spec: DataSpec) -> None:
+    """The model and the data must speak of the same modalities."""
+    if config.model.modalities != spec.names:
+        raise FusionError(
+            f"the model's modalities are {list(config.model.modalities)}, the data's {list(spec.names)}: "
+            "change config.model.encoders or config.data"
+        )
+
+
+@contextlib.contextmanager
+def _sigterm_noted() -> Iterator[list[int]]:
+    """A list that becomes non-empty when SIGTERM arrives; outside the main thread it stays empty."""
+    noted: list[int] = []
+    try:
+        before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+    except ValueError:  # signal handlers can only be set in the main thread
+        yield noted
+        return
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGTERM, before)
