@@ -43,6 +43,8 @@ def corrupt_batch(
 
 def _corrupt_blocks(corruption: Callable[..., Array], keys: Array, x: Array, severity: Array) -> Array:
     """Corrupt rows in blocks of BLOCK; a short last block is filled with repeats of row 0."""
+    # Keys travel as their numbers: filling up repeats a key, which typed keys refuse for good reason.
+    impl, numbers = jax.random.key_impl(keys), jax.random.key_data(keys)
     num_rows = x.shape[0]
     padding = -num_rows % BLOCK
 
@@ -51,11 +53,11 @@ def _corrupt_blocks(corruption: Callable[..., Array], keys: Array, x: Array, sev
         return filled.reshape((-1, BLOCK, *values.shape[1:]))
 
     def one_block(block: tuple[Array, Array, Array]) -> Array:
-        block_keys, rows, strength = jax.lax.optimization_barrier(block)
-        noisy = jax.vmap(corruption)(block_keys, rows, strength)
+        key_data, rows, strength = jax.lax.optimization_barrier(block)
+        noisy = jax.vmap(corruption)(jax.random.wrap_key_data(key_data, impl=impl), rows, strength)
         return jax.lax.optimization_barrier(noisy)
 
-    blocks = jax.lax.map(one_block, (in_blocks(keys), in_blocks(x), in_blocks(severity)))
+    blocks = jax.lax.map(one_block, (in_blocks(numbers), in_blocks(x), in_blocks(severity)))
     noisy = blocks.reshape((-1, *x.shape[1:]))[:num_rows]
     untouched = (severity == 0).reshape((-1,) + (1,) * (x.ndim - 1))
     return jnp.where(untouched, x, noisy)

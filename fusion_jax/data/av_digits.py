@@ -1,8 +1,8 @@
 """The default data set: real handwritten digits paired with synthetic spoken digits, offline.
 
-The images are scikit-learn's `load_digits` (UCI optical digits, 8x8). Each is paired with a waveform
-of the same digit word from the small source-filter synthesiser below: a pulse train and white
-noise (the source) pass through formant resonances and noise bands that move in time (the filter).
+The images are scikit-learn's `load_digits` (UCI optical digits, 8x8). Each is paired with a
+waveform of the same digit word from the small source-filter synthesiser below: a pulse train and
+white noise (the source) pass through formants and noise bands that move in time (the filter).
 Pitch, tempo, vocal tract length, loudness, onset, articulation and voice quality differ from
 example to example.
 
@@ -60,9 +60,10 @@ class _Phoneme(NamedTuple):
     band: tuple[float, float] = (2500.0, 1000.0)
 
 
-# Vowels after Peterson and Barney, "Control methods used in a study of the vowels", JASA 1952,
-# table II; consonants and diphthongs after Klatt, "Software for a cascade/parallel formant
-# synthesizer", JASA 1980, tables II and III, with noise bands moved below 4 kHz.
+# Vowel formants: Peterson and Barney, "Control methods used in a study of the vowels", JASA 1952,
+# averages of men. Diphthongs and most consonants: Klatt, "Software for a cascade/parallel formant
+# synthesizer", JASA 1980. Ours: all gains, lengths and noise bands (their bands reach beyond our
+# 4 kHz), "schwa", "closure", "k", and a low F1 in "n" in place of a nasal pole and zero.
 _PHONEMES = {
     "iy": _Phoneme(140, (270, 2290, 3010), voice=1.0),
     "ih": _Phoneme(70, (390, 1990, 2550), voice=1.0),
@@ -78,7 +79,7 @@ _PHONEMES = {
     "ow_from": _Phoneme(80, (540, 1100, 2300), voice=1.0),
     "ow_to": _Phoneme(80, (450, 900, 2300), voice=0.8),
     "w": _Phoneme(70, (290, 610, 2150), voice=0.7),
-    "r": _Phoneme(60, (330, 1060, 1380), voice=0.7),
+    "r": _Phoneme(60, (310, 1060, 1380), voice=0.7),
     "n": _Phoneme(80, (280, 1340, 2470), voice=0.5),
     "v": _Phoneme(50, (220, 1100, 2080), voice=0.4, noise=0.15, band=(2600, 1500)),
     "z": _Phoneme(70, (240, 1390, 2530), voice=0.3, noise=1.0, band=(3600, 450)),
@@ -101,6 +102,7 @@ _WORDS = (
     ("ey_from", "ey_to", "closure", "t"),
     ("n", "ay_from", "ay_to", "n"),
 )
+_NUM_ERRORS = 5 * max(len(word) for word in _WORDS)
 
 
 class _Tracks(NamedTuple):
@@ -193,8 +195,9 @@ def speak(digit: int, *, voice: Voice, example_id: int) -> np.ndarray:
         >>> speak(7, voice=Voice(pitch=200.0), example_id=0).shape
         (4000,)
     """
-    draws = _uniform(example_id, purpose=1, count=100 + _NUM_FRAMES + _NUM_SAMPLES)
-    errors, flutter, noise = np.split(2 * draws - 1, [100, 100 + _NUM_FRAMES])
+    counts = (_NUM_ERRORS, _NUM_FRAMES, _NUM_SAMPLES)
+    draws = 2 * _uniform(example_id, purpose=1, count=sum(counts)) - 1
+    errors, flutter, noise = np.split(draws, np.cumsum(counts[:-1]))
     breath = np.sqrt(3) * noise  # unit power
     tracks = _articulation(digit, voice=voice, errors=errors)
     spoken = tracks.gains.any(axis=1)  # the silent frames need no filter, which saves a third
@@ -224,9 +227,9 @@ def _uniform(example_id: int, *, purpose: int, count: int) -> np.ndarray:
     return (bits >> np.uint64(11)) * 2.0**-53
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _word(digit: int) -> tuple[np.ndarray, ...]:
-    """Milliseconds [P], formants [P, 3], gains [P, 2] and bands [P, 2] of the phonemes of a word."""
+    """Milliseconds [P], formants [P, 3], gains [P, 2] and bands [P, 2] of a word."""
     phonemes = [_PHONEMES[name] for name in _WORDS[digit]]
     return (
         np.array([phoneme.milliseconds for phoneme in phonemes]),
@@ -242,7 +245,7 @@ def _articulation(digit: int, *, voice: Voice, errors: np.ndarray) -> _Tracks:
     Args:
         digit: 0 to 9.
         voice: how it is spoken.
-        errors: Float[>= 5 * phonemes], in [-1, 1): what `voice.looseness` scales.
+        errors: Float[5 * most phonemes], in [-1, 1), for three formants, length and loudness.
     """
     milliseconds, formants, gains, bands = _word(digit)
     errors = voice.looseness * errors[: 5 * len(gains)].reshape(-1, 5)
@@ -332,7 +335,7 @@ def _overlap_add(blocks: np.ndarray) -> np.ndarray:
     return total.reshape(-1)[_HOP : _HOP + _NUM_SAMPLES]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _images() -> tuple[np.ndarray, np.ndarray]:
     """All images, UInt8[N, 8, 8, 1], and digits, Int[N]; read-only, for all callers share them."""
     pixels, digits = load_digits(return_X_y=True)
@@ -342,7 +345,7 @@ def _images() -> tuple[np.ndarray, np.ndarray]:
     return images, digits
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _waveforms() -> np.ndarray:
     """All waveforms, Int16[N, samples]; read-only, for all callers share them."""
     digits = _images()[1]
@@ -408,7 +411,7 @@ class AVDigits:
             raise FusionError(f"{self.name} without a modality: choose some of {_MODALITIES}")
         ids = _split_ids(split)
         images, digits = _images()
-        # Synthesis takes a second, so a model of images alone does not pay for it.
+        # Synthesis takes seconds, so a model of images alone does not pay for it.
         arrays = {"audio": _waveforms, "image": lambda: images}
         return ArraySource(
             {name: arrays[name]()[ids] for name in self.modalities},

@@ -11,6 +11,7 @@ import io
 import itertools
 import math
 import re
+import warnings
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -200,7 +201,7 @@ def render_report(report: Mapping[str, Any]) -> str:
     """
     results = _read(report)
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, lstrip_blocks=True
+        autoescape=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
     environment.filters.update(percent=_percent, severity=_severity)
     source = (
@@ -524,11 +525,13 @@ def _calibration_sentence(results: _Results) -> str:
 
 def _charts(results: _Results) -> dict[str, dict[str, Any]]:
     # The reader's own matplotlibrc must not change the page, nor a "$" in a name start a formula.
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             {"svg.fonttype": "none", "svg.hashsalt": "report", "text.parse_math": False}
         )
+        # Text stays text in the SVG, so a glyph that matplotlib's font lacks is no loss.
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
         return {
             "accuracy": _accuracy_charts(results),
             "missing": _missing_chart(results),

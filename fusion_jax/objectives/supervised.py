@@ -54,7 +54,7 @@ class Supervised:
         unimodal = jnp.zeros_like(fused)
         if self.unimodal_weight:
             each = task.loss(output.unimodal, batch.target[:, None])
-            unimodal = jnp.sum(jnp.where(batch.present, each * loss_weights, 0), axis=-1)
+            unimodal = jnp.sum(jnp.where(batch.present, each * loss_weights[None, :], 0), axis=-1)
         loss = fused + self.unimodal_weight * unimodal + output.fusion.aux_loss
         return loss, state, {"task_loss": fused, "scheduler_loss": output.fusion.aux_loss}
 

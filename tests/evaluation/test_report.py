@@ -320,8 +320,8 @@ def test_page_loads_nothing():
 
 
 def test_hostile_text_stays_text():
-    evil = "</title><script>alert('1')</script>\"&<img src=x onerror=a>$\\frac{$\x07"
-    report = make_report(modalities=("audio", f"image{evil}"), corruptions=(evil, "noise"))
+    evil = "</title><script>alert('1')</script>\"&<img src=x onerror=a>$\\frac{$\x07\u4e2d"
+    report = make_report(modalities=("audio", f"image{evil}"), corruptions=(evil, "$\\frac{$"))
     report["run"] = {
         "config": evil,
         "overrides": [evil],

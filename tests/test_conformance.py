@@ -1,0 +1,368 @@
+"""Every member of every protocol, found by walking the folders."""
+
+import functools
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusion_jax.blocks.presence import uniform_weights
+from fusion_jax.corruptions.batch import corrupt_batch
+from fusion_jax.rng import example_keys
+from fusion_jax.schedulers.static import StaticScheduler
+from fusion_jax.types import FusionWeights, ModelOutput
+from tests.conftest import NAMES, make_batch, make_features, make_present, make_scheduler_input
+from tests.members import fields_without_default, members
+
+SIGNALS = members("fusion_jax.signals")
+SCHEDULERS = members("fusion_jax.schedulers")
+OPERATORS = members("fusion_jax.fusion")
+ENCODERS = members("fusion_jax.encoders")
+BALANCERS = members("fusion_jax.balancing", "observe")
+OBJECTIVES = members("fusion_jax.objectives")
+CORRUPTIONS = members("fusion_jax.corruptions")
+TASKS = members("fusion_jax.tasks", "compute")
+
+
+def test_members_are_all_found():
+    found = [SIGNALS, SCHEDULERS, OPERATORS, ENCODERS, BALANCERS, OBJECTIVES, CORRUPTIONS, TASKS]
+    assert [len(group) for group in found] == [2, 2, 2, 2, 1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("kind", SIGNALS + SCHEDULERS + OPERATORS + ENCODERS + BALANCERS + OBJECTIVES + CORRUPTIONS)
+def test_every_field_has_a_default(kind):
+    ignored = {"parent", "name"}
+    assert not set(fields_without_default(kind)) - ignored
+    kind()
+
+
+def init(module, *args, seed=0, **kwargs):
+    # Compiled as one program: op by op, the tests would spend their time compiling.
+    keys = {"params": jax.random.key(seed), "dropout": jax.random.key(1)}
+    return dict({"params": {}}, **jax.jit(lambda keys, args: module.init(keys, *args, **kwargs))(keys, args))
+
+
+def apply(module, variables, *args, **kwargs):
+    return jax.jit(lambda variables, args: module.apply(variables, *args, **kwargs))(variables, args)
+
+
+def perturbed(variables, seed=3):
+    """Variables with noise on every parameter, so that zero-initialised layers do something."""
+    leaves, treedef = jax.tree.flatten(variables["params"])
+    generator = np.random.default_rng(seed)
+    moved = [leaf + 0.3 * generator.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
+    return {**variables, "params": jax.tree.unflatten(treedef, moved)}
+
+
+# Signals
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_signal_is_finite_and_evaluation_changes_nothing(kind, num):
+    inputs, signal = make_scheduler_input(rows=33, num=num), kind.example()
+    variables = init(signal, inputs, train=False)
+    found, collections = apply(signal, variables, inputs, train=False, mutable=True)
+    assert found.value.shape == (33, num) and found.aux_loss.shape == (33,)
+    assert np.isfinite(found.value).all() and not np.any(found.aux_loss)
+    chex.assert_trees_all_equal(dict(collections), dict(variables))
+    trained, _ = apply(signal, variables, inputs, train=True, mutable=True, rngs={"dropout": jax.random.key(2)})
+    assert np.isfinite(trained.value).all() and np.isfinite(trained.aux_loss).all()
+
+
+@pytest.mark.parametrize("kind", SIGNALS)
+def test_signal_passes_no_gradient_to_the_features(kind):
+    inputs, signal = make_scheduler_input(), kind.example()
+    variables = perturbed(init(signal, inputs, train=False))
+
+    def total(features):
+        found, _ = apply(signal, variables, inputs.replace(features=features), train=True, mutable=True)
+        return jnp.sum(found.value) + jnp.sum(found.aux_loss)
+
+    for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(inputs.features)):
+        assert not np.any(leaf)
+
+
+# Schedulers
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_scheduler_weights_obey_the_rules(kind, num):
+    inputs, scheduler = make_scheduler_input(rows=40, num=num), kind.example()
+    variables = perturbed(init(scheduler, inputs, train=False))
+    found = apply(scheduler, variables, inputs, train=False)
+    assert isinstance(found, FusionWeights) and found.weights.shape == (40, num)
+    weights, present = np.asarray(found.weights), np.asarray(inputs.present)
+    assert (weights >= 0).all() and not weights[~present].any()
+    np.testing.assert_allclose(weights.sum(axis=1), present.any(axis=1), atol=1e-6)
+    assert found.aux_loss.shape == (40,)
+    assert all(value.shape == (40, num) for value in found.signals.values())
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_scheduler_starts_static(kind):
+    inputs, scheduler = make_scheduler_input(num=3, rows=20), kind.example()
+    found = apply(scheduler, init(scheduler, inputs, train=False), inputs, train=False)
+    np.testing.assert_allclose(found.weights, uniform_weights(inputs.present), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_scheduler_permutes_with_renamed_modalities(kind):
+    inputs, scheduler = make_scheduler_input(rows=20, num=3), kind.example()
+    variables = perturbed(init(scheduler, inputs, train=False))
+    before = apply(scheduler, variables, inputs, train=False)
+    order = [2, 0, 1]  # new position i holds what was at order[i]
+    new = dict(zip([NAMES[i] for i in order], NAMES[:3], strict=True))
+
+    def rename(text):
+        return re.sub("|".join(new), lambda match: new[match.group()], text)
+
+    renamed = {
+        "/".join(rename(part.key) for part in path): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(variables)[0]
+    }
+    moved_variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: renamed["/".join(part.key for part in path)], variables
+    )
+    moved = inputs.replace(
+        features={new[name]: value for name, value in inputs.features.items()},
+        present=inputs.present[:, order],
+        noise_level=inputs.noise_level[:, order],
+        predict=lambda subsets: inputs.predict(subsets[..., np.argsort(order)]),
+    )
+    after = apply(scheduler, moved_variables, moved, train=False)
+    np.testing.assert_allclose(after.weights, before.weights[:, order], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_scheduler_has_finite_gradients_in_both_precisions(kind):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        inputs, scheduler = make_scheduler_input(rows=16), kind.example()
+        inputs = inputs.replace(features=jax.tree.map(lambda x: x.astype(dtype), inputs.features))
+        variables = (init(scheduler, inputs, train=False))
+        params = variables.pop("params", {})
+
+        def total(params, variables=variables, inputs=inputs, scheduler=scheduler):
+            found, _ = apply(scheduler, {"params": params, **variables}, inputs, train=True, mutable=True)
+            return jnp.sum(found.weights**2) + jnp.sum(found.aux_loss)
+
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params)))
+        found = apply(scheduler, {"params": params, **variables}, inputs, train=False)
+        assert found.weights.dtype == jnp.float32
+
+
+# Fusion operators
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_operator_ignores_absent_modalities_to_the_bit(kind, num):
+    operator, features = kind.example(), make_features(40, num)
+    present = jnp.asarray(make_present(40, num))
+    weights = uniform_weights(present) * 1.0
+    variables = init(operator, features, weights, present)
+    garbage = {
+        name: jax.tree.map(
+            lambda x, m=m: jnp.where(present[:, m].reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.nan), value
+        )
+        for m, (name, value) in enumerate(sorted(features.items()))
+    }
+    fused = apply(operator, variables, features, weights, present)
+    with_garbage = apply(operator, variables, garbage, weights, present)
+    np.testing.assert_array_equal(fused.pooled, with_garbage.pooled)
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_operator_with_uniform_weights_is_the_plain_operator(kind, num):
+    # Plain: the operator on the features as they are, zeros where absent. Multiplying every feature by
+    # two and every weight by one half must give the same bits, and uniform weights must act as factor 1.
+    operator, features = kind.example(), make_features(24, num)
+    present = jnp.asarray(make_present(24, num))
+    variables = init(operator, features, uniform_weights(present), present)
+    fused = apply(operator, variables, features, uniform_weights(present), present).pooled
+    parts = [np.where(present[:, [m]], features[name].pooled, 0) for m, name in enumerate(sorted(features))]
+    plain = {"SumFusion": lambda: sum(parts[1:], parts[0]), "ConcatFusion": lambda: np.concatenate(parts, axis=1)}
+    np.testing.assert_array_equal(fused, plain[kind.__name__]())
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_operator_follows_the_weights(kind):
+    operator, features = kind.example(), make_features(6, 2)
+    present = jnp.ones((6, 2), bool)
+    weights = jnp.tile(jnp.array([[0.25, 0.75]]), (6, 1))
+    variables = init(operator, features, weights, present)
+    first = {name: value.replace(pooled=value.pooled * (0.5 if name == NAMES[0] else 1.5)) for name, value in features.items()}
+    expected = apply(operator, variables, first, uniform_weights(present), present).pooled
+    np.testing.assert_allclose(apply(operator, variables, features, weights, present).pooled, expected, atol=1e-6)
+
+
+# Encoders
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_encoder_shapes_and_row_independence(kind):
+    encoder, shape = kind.example()
+    x = jax.random.normal(jax.random.key(0), (6, *shape))
+    variables = init(encoder, x, train=False)
+    found = apply(encoder, variables, x, train=False)
+    assert found.pooled.shape == (6, encoder.features) and found.pooled.dtype == jnp.float32
+    if found.tokens is not None:
+        assert found.tokens.shape[0] == 6 and found.tokens.shape[-1] == encoder.features
+    changed = apply(encoder, variables, x.at[3].add(5.0), train=False)
+    np.testing.assert_allclose(changed.pooled[:3], found.pooled[:3], atol=1e-6)
+    assert np.abs(changed.pooled[3] - found.pooled[3]).max() > 1e-3
+
+
+# Balancers
+
+
+@pytest.mark.parametrize("num", [2, 3])
+@pytest.mark.parametrize("kind", BALANCERS)
+def test_balancer_traces_once_and_is_pure(kind, num):
+    balancer = kind.example()
+    state = balancer.init(num)
+    batch = make_batch().replace(present=make_present(8, num), inputs={name: np.ones((8, 16, 16, 1), np.float32) for name in NAMES[:num]})
+    output = ModelOutput(jnp.ones((8, 3)), jnp.ones((8, num, 3)), FusionWeights(jnp.ones((8, num)) / num, jnp.zeros(8), {}), make_features(8, num))
+    traces = []
+
+    @jax.jit
+    def observe(state, batch, output):
+        traces.append(1)
+        return balancer.observe(state, batch, output)
+
+    for _ in range(3):
+        loss_weights, update_scale, state = observe(state, batch, output)
+    assert len(traces) == 1
+    assert loss_weights.shape == update_scale.shape == (num,)
+    assert np.isfinite(loss_weights).all() and (np.asarray(update_scale) >= 0).all()
+
+
+# Objectives
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_objective_gives_a_loss_per_row_that_padding_cannot_touch(kind):
+    objective, task = kind.example(), TASKS[0].example()
+    batch = make_batch(8, valid=5)
+    features, generator = make_features(8, 2), np.random.default_rng(0)
+
+    def loss_of(logits):
+        output = ModelOutput(
+            jnp.asarray(logits), jnp.asarray(logits)[:, None].repeat(2, axis=1), FusionWeights(jnp.full((8, 2), 0.5), jnp.zeros(8), {}), features
+        )
+        views = dict.fromkeys(objective.views, output)
+        loss, _, metrics = objective(views, dict.fromkeys(objective.views, batch), objective.init(), task=task, loss_weights=jnp.ones(2))
+        assert loss.shape == (8,) and all(value.shape == (8,) for value in metrics.values())
+        return loss
+
+    logits = generator.normal(size=(8, 3)).astype(np.float32)
+    other = logits.copy()
+    other[5:] += 10 * generator.normal(size=(3, 3))
+    np.testing.assert_array_equal(loss_of(logits)[:5], loss_of(other)[:5])
+
+
+# Corruptions
+
+
+@pytest.fixture(params=CORRUPTIONS, ids=lambda kind: kind.__name__)
+def corruption_and_input(request):
+    corruption, shape, dtype = request.param.example()
+    generator = np.random.default_rng(0)
+    if np.issubdtype(np.dtype(dtype), np.floating):
+        return corruption, generator.normal(size=(50, *shape)).astype(dtype)
+    info = np.iinfo(dtype)
+    low, high = (0, 256) if dtype == "uint8" else (info.min // 20, info.max // 20)
+    return corruption, generator.integers(low, high, (50, *shape)).astype(dtype)
+
+
+@functools.cache
+def corruption_program(kind):
+    """One compiled program per corruption; jit keeps one per shape."""
+    corruption, _, _ = kind.example()
+
+    def run(x, ids, severity, seed):
+        keys = example_keys(jax.random.key(seed), ids)
+        return corrupt_batch(corruption, x, keys=keys, severity=severity)
+
+    return jax.jit(run)
+
+
+def corrupted(corruption, x, severity, ids=None, seed=0):
+    ids = np.arange(len(x)) if ids is None else ids
+    run = corruption_program(type(corruption))
+    return np.asarray(run(x, ids, np.full(len(x), severity, np.float32), seed))
+
+
+def test_corruption_at_severity_zero_is_the_identity(corruption_and_input):
+    corruption, x = corruption_and_input
+    before = x.copy()
+    np.testing.assert_array_equal(corrupted(corruption, x, 0.0), x)
+    single = corruption(jax.random.key(0), jnp.asarray(x[0]), 0.0)
+    assert single.dtype == x.dtype and single.shape == x[0].shape
+    np.testing.assert_array_equal(single, x[0])
+    corrupted(corruption, x, 0.7)
+    np.testing.assert_array_equal(x, before)
+
+
+def test_corruption_grows_with_severity(corruption_and_input):
+    corruption, x = corruption_and_input
+    distance = [np.abs(corrupted(corruption, x, s).astype(np.float64) - x).mean() for s in (0.1, 0.3, 0.6, 1.0)]
+    assert all(a < b for a, b in zip(distance, distance[1:], strict=False)), distance
+    strengths = np.asarray(corruption.strength(np.linspace(0, 1, 21)))
+    assert strengths[0] == 0 and (np.diff(strengths) > 0).all()
+    assert all(isinstance(corruption.describe(s), str) for s in (0.0, 0.5, 1.0))
+
+
+def test_corruption_does_not_depend_on_batch_order_size_or_devices(corruption_and_input):
+    corruption, x = corruption_and_input
+    whole = corrupted(corruption, x, 0.5)
+    for size in (1, 7, 50):
+        parts = [corrupted(corruption, x[i : i + size], 0.5, np.arange(i, min(i + size, 50))) for i in range(0, 50, size)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    order = np.random.default_rng(1).permutation(50)
+    np.testing.assert_array_equal(corrupted(corruption, x[order], 0.5, order), whole[order])
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    with jax.set_mesh(mesh):
+        sharded = corrupted(corruption, jax.device_put(x[:48], rows), 0.5, jax.device_put(np.arange(48), rows))
+    np.testing.assert_array_equal(sharded, whole[:48])
+    run = jax.pmap(
+        lambda x, ids: corruption_program(type(corruption))(x, ids, jnp.full(6, 0.5), 0), axis_name="data"
+    )
+    mapped = run(x[:48].reshape(8, 6, *x.shape[1:]), np.arange(48).reshape(8, 6))
+    np.testing.assert_array_equal(np.asarray(mapped).reshape(sharded.shape), whole[:48])
+
+
+def test_corruption_is_fresh_for_each_example_and_seed(corruption_and_input):
+    corruption, x = corruption_and_input
+    same = np.repeat(x[:1], 4, axis=0)
+    noisy = corrupted(corruption, same, 0.8)
+    assert all((noisy[0] != noisy[i]).any() for i in (1, 2, 3))
+    assert (corrupted(corruption, same, 0.8, seed=1) != noisy).any()
+
+
+# Tasks
+
+
+@pytest.mark.parametrize("kind", TASKS)
+def test_metrics_of_parts_joined_are_metrics_of_the_whole(kind):
+    task, generator = kind.example(), np.random.default_rng(0)
+    logits, target = generator.normal(size=(64, 5)).astype(np.float32) * 2, generator.integers(0, 5, 64)
+    whole = jax.device_get(task.records(jnp.asarray(logits), jnp.asarray(target)))
+    parts = [jax.device_get(task.records(jnp.asarray(logits[i:j]), jnp.asarray(target[i:j]))) for i, j in ((0, 5), (5, 64))]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in whole}
+    assert task.compute(joined) == pytest.approx(task.compute(whole), rel=1e-6)
+
+
+def test_static_scheduler_reports_signals_without_using_them():
+    inputs = make_scheduler_input()
+    scheduler = StaticScheduler(signals=(SIGNALS[1].example(),))
+    variables = init(scheduler, inputs, train=False)
+    found = apply(scheduler, variables, inputs, train=False)
+    np.testing.assert_array_equal(found.weights, uniform_weights(inputs.present))
+    assert list(found.signals) == [SIGNALS[1].__name__]
