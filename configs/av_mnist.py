@@ -15,6 +15,8 @@ from fusion_jax.encoders.cnn import CNNEncoder
 from fusion_jax.errors import FusionError
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.models import FusionModel
+from fusion_jax.objectives.supervised import Supervised
+from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.log_mel import LogMel
 from fusion_jax.preprocess.standardise import Standardise
 from fusion_jax.schedulers.static import StaticScheduler
@@ -49,6 +51,9 @@ def get_config(variant: str = "udml") -> Config:
         ),
         data=AVMNIST(modalities=modalities),
         recipe=Recipe(corruptions={name: corruptions[name] for name in modalities}),
+        # Each modality must also stand alone, in every variant (chosen on validation).
+        objective=Supervised(unimodal_weight=1.0),
+        optimizer=AdamW(learning_rate=4e-3),
         num_steps=2000,
         batch_size=128,
         eval_every=500,
