@@ -1,4 +1,6 @@
-"""Evaluate a run under noise and missing modalities: python eval.py --workdir=runs/av_digits
+"""Evaluate a run under noise and missing modalities.
+
+python eval.py --workdir=runs/av_digits
 
 Writes report.json and report.html into the folder of the run.
 """
@@ -22,7 +24,9 @@ def main() -> None:
     report = evaluate(WORKDIR.value, split=SPLIT.value, allow=ALLOW.value)
     clean = [row for row in report["cells"] if not row["modality"] and not row["missing"]]
     accuracy = sum(row["accuracy"] for row in clean) / len(clean)
-    print(f"clean accuracy {accuracy:.4f} on {report['data']['num_examples']} {SPLIT.value} examples")
+    print(
+        f"clean accuracy {accuracy:.4f} on {report['data']['num_examples']} {SPLIT.value} examples"
+    )
     print(f"report: {WORKDIR.value}/report.html")
 
 

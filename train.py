@@ -1,7 +1,10 @@
-"""Train a model: python train.py --config=configs/av_digits.py --workdir=runs/av_digits
+"""Train a model.
 
-Any field of the config is a flag (--config.num_steps=500, --config.model.encoders.audio.features=32). The
-same command goes on where an interrupted run stopped.
+python train.py --config=configs/av_digits.py --workdir=runs/av_digits
+
+Any field of the config is a flag (--config.num_steps=500,
+--config.model.encoders.audio.features=32). The same command goes on where an interrupted run
+stopped.
 """
 
 from absl import flags
@@ -10,7 +13,9 @@ from ml_collections import config_flags
 from fusion_jax import cli
 from fusion_jax.training.loop import train
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="config file, with :variant if it has any")
+CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="config file, with :variant if it has any"
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made if missing")
 flags.mark_flags_as_required(["config", "workdir"])
 

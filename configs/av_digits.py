@@ -37,7 +37,8 @@ def get_config(variant: str = "udml") -> Config:
         ),
         data=AVDigits(),
         recipe=Recipe(
-            # An 8x8 image has little redundancy: a quarter of the default strengths spans the same range.
+            # An 8x8 image has little redundancy: a quarter of the default strengths spans the same
+            # range.
             corruptions={
                 "audio": WhiteNoise(),
                 "image": GaussianNoise(

@@ -1,8 +1,9 @@
 """Sums over the data axis that are right under `jit`, under `pmap` and on one device.
 
-Every batch statistic of the library goes through `psum`. Under `pmap` the data axis has a name that is
-bound while tracing and each device sees its own rows; under `jit` arrays are global and there is nothing
-to sum. One function covers both, so there is one training step and not one for each strategy.
+Every batch statistic of the library goes through `psum`. Under `pmap` the data axis has a name that
+is bound while tracing and each device sees its own rows; under `jit` arrays are global and there is
+nothing to sum. One function covers both, so there is one training step and not one for each
+strategy.
 """
 
 import jax
@@ -13,7 +14,7 @@ DATA_AXIS = "data"
 
 
 def data_axis_index() -> Array | None:
-    """Index of this device on the data axis, or None where the axis is not bound (jit, one device)."""
+    """Index of this device on the data axis, or None where that axis is not bound."""
     try:
         return jax.lax.axis_index(DATA_AXIS)
     except NameError:  # what JAX raises for an axis name that no enclosing map binds
@@ -35,8 +36,8 @@ def row_ids(num_rows: int) -> Int[Array, " b"]:
 def mean_share(x: Float[Array, "b ..."], mask: Bool[Array, " b"]) -> Float[Array, "..."]:
     """This device's share of the mean of `x` over the unmasked rows of the global batch.
 
-    The shares of all devices sum to the mean. A loss must be a share: the gradient of the global mean is
-    then the sum of the devices' gradients. An empty batch gives 0.
+    The shares of all devices sum to the mean. A loss must be a share: the gradient of the global
+    mean is then the sum of the devices' gradients. An empty batch gives 0.
 
     Args:
         x: [B, ...] one value per row.

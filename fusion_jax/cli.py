@@ -1,4 +1,4 @@
-"""What the programs share: one line for whatever a user can mend, exit status 2, and the compilation cache."""
+"""What the programs share: flags, one-line errors with exit status 2, compilation cache."""
 
 import logging
 import os
@@ -18,12 +18,13 @@ from fusion_jax.errors import FusionError, Stopped
 def run(main: Callable[[], None]) -> None:
     """Parse flags and run a program; the process ends with its exit status.
 
-    0 done, 1 a threshold failed, 2 the user can mend it (one line says what and how), 143 stopped by
-    SIGTERM after saving.
+    0 done, 1 a threshold failed, 2 the user can mend it (one line says what and how), 143 stopped
+    by SIGTERM after saving.
     """
 
     def guarded(arguments: Sequence[str]) -> None:
-        # Orbax speaks through absl, at length; what a user can act on reaches them as our own lines.
+        # Orbax speaks through absl, at length; what a user can act on reaches them as our own
+        # lines.
         absl_logging.set_verbosity(absl_logging.ERROR)
         logging.basicConfig(format="%(message)s", level=logging.ERROR)
         logging.getLogger("fusion_jax").setLevel(logging.WARNING)
@@ -100,7 +101,9 @@ def _first_unknown(value: Any, path: str) -> str | None:
     for part in re.findall(r"[^.\[\]]+", path):
         fields = _children(value)
         if part not in fields:
-            return f"there is no field {part!r} here; there are {', '.join(sorted(fields)) or 'none'}"
+            return (
+                f"there is no field {part!r} here; there are {', '.join(sorted(fields)) or 'none'}"
+            )
         value = fields[part]
     return None
 

@@ -1,8 +1,9 @@
 """What a run is: one mutable dataclass whose fields are the modules themselves, and its JSON form.
 
-A config file in `configs/` is Python with a `get_config(variant="")` that returns a `Config`. Overrides on
-the command line set fields in place (`--config.model.encoders.audio.features=32`). A saved run is data, not
-code: a JSON tree of class paths and fields, from which only allowed modules are imported.
+A config file in `configs/` is Python with a `get_config(variant="")` that returns a `Config`.
+Overrides on the command line set fields in place (`--config.model.encoders.audio.features=32`). A
+saved run is data, not code: a JSON tree of class paths and fields, from which only allowed modules
+are imported.
 """
 
 import dataclasses
@@ -31,10 +32,11 @@ class Recipe:
 
     Attributes:
         corruptions: modality name -> corruption; modalities without one stay clean in training.
-        noise_rate: probability that a modality of an example is corrupted, independently, in [0, 1].
+        noise_rate: probability that a modality of an example is corrupted, independently, in [0,
+            1].
         max_severity: severities of corrupted modalities are uniform in (0, max_severity].
-        modality_dropout: probability that a present modality is dropped, per example and modality, at
-            least one kept (`fusion_jax.corruptions.batch.drop_modalities`).
+        modality_dropout: probability that a present modality is dropped, per example and modality,
+            at least one kept (`fusion_jax.corruptions.batch.drop_modalities`).
     """
 
     corruptions: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -59,7 +61,8 @@ class Config:
         batch_size: examples of a training step, over all devices.
         eval_batch_size: examples of an evaluation step, over all devices.
         seed: of the first run; run i of `num_seeds` uses seed + i.
-        num_seeds: runs, one after the other, sharing one compiled step; the best checkpoint is kept of each.
+        num_seeds: runs, one after the other, sharing one compiled step; the best checkpoint is kept
+            of each.
         log_every: steps between log lines.
         eval_every: steps between validations; each saves a checkpoint.
         evaluation_severities: of the robustness evaluation, per modality.
@@ -89,7 +92,14 @@ class Config:
         Raises:
             FusionError: one line, with the field and what it may be.
         """
-        for name in ("num_steps", "batch_size", "eval_batch_size", "num_seeds", "log_every", "eval_every"):
+        for name in (
+            "num_steps",
+            "batch_size",
+            "eval_batch_size",
+            "num_seeds",
+            "log_every",
+            "eval_every",
+        ):
             if getattr(self, name) < 1:
                 raise FusionError(f"config.{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("noise_rate", "max_severity", "modality_dropout"):
@@ -125,7 +135,9 @@ def to_tree(value: Any) -> Any:
         return {IN_MEMORY: path}
     if dataclasses.is_dataclass(value):
         return {CLASS: path} | {name: to_tree(getattr(value, name)) for name in _fields(kind)}
-    raise FusionError(f"a config holds a {path}, which cannot be saved as data: use a dataclass field")
+    raise FusionError(
+        f"a config holds a {path}, which cannot be saved as data: use a dataclass field"
+    )
 
 
 def from_tree(tree: Any, *, allow: Sequence[str] = ()) -> Any:
@@ -136,7 +148,8 @@ def from_tree(tree: Any, *, allow: Sequence[str] = ()) -> Any:
         allow: top-level packages besides fusion_jax from which classes may be imported.
 
     Raises:
-        FusionError: for a class outside the allowed packages, one that does not exist, or other fields.
+        FusionError: for a class outside the allowed packages, one that does not exist, or other
+            fields.
     """
     if isinstance(tree, list):
         return tuple(from_tree(item, allow=allow) for item in tree)
@@ -150,7 +163,9 @@ def from_tree(tree: Any, *, allow: Sequence[str] = ()) -> Any:
     kind = _import_class(tree[CLASS], allow)
     unknown = sorted(set(fields) - set(_fields(kind)))
     if unknown:
-        raise FusionError(f"{tree[CLASS]} has no field {unknown[0]!r}: the run was saved by another version")
+        raise FusionError(
+            f"{tree[CLASS]} has no field {unknown[0]!r}: the run was saved by another version"
+        )
     return kind(**fields)
 
 
@@ -174,7 +189,9 @@ def _import_class(path: str, allow: Sequence[str]) -> type:
 def _fields(kind: type) -> list[str]:
     """Fields that describe a value; Linen's own bookkeeping fields are not among them."""
     hidden = {"parent", "name"} if issubclass(kind, nn.Module) else set()
-    return [field.name for field in dataclasses.fields(kind) if field.init and field.name not in hidden]
+    return [
+        field.name for field in dataclasses.fields(kind) if field.init and field.name not in hidden
+    ]
 
 
 def first_difference(a: Any, b: Any) -> tuple[str, Any, Any] | None:

@@ -10,7 +10,13 @@ import numpy as np
 from fusion_jax.config import Config, write_json
 from fusion_jax.data.loader import eval_batches
 from fusion_jax.errors import FusionError
-from fusion_jax.evaluation.grid import Cell, CellRecords, evaluate_grid, make_cell_program, robustness_cells
+from fusion_jax.evaluation.grid import (
+    Cell,
+    CellRecords,
+    evaluate_grid,
+    make_cell_program,
+    robustness_cells,
+)
 from fusion_jax.evaluation.intervals import bootstrap_weights, interval
 from fusion_jax.evaluation.report import render_report
 from fusion_jax.rng import stream
@@ -26,7 +32,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate the best checkpoint of every seed of a run under noise and missing modalities.
 
-    Writes `report.json`, `report.html` and, per seed, `records_<split>.npz` with one row per example.
+    Writes `report.json`, `report.html` and, per seed, `records_<split>.npz` with one row per
+    example.
 
     Args:
         workdir: folder of a trained run.
@@ -86,7 +93,7 @@ def evaluate(
 def save_records(
     path: Path, identity: dict[str, np.ndarray], cells: Sequence[Cell], found: Sequence[CellRecords]
 ) -> None:
-    """Save per-example records as arrays [cell, N] (weights [cell, N, M]), with ids and cluster ids [N]."""
+    """Save per-example records [cell, N], weights [cell, N, M], ids and cluster ids [N]."""
     arrays: dict[str, Any] = dict(identity)
     for name in found[0].records:
         arrays[name] = np.stack([cell.records[name] for cell in found])
@@ -106,15 +113,19 @@ def _source(config: Config, data: Any, split: str, spec: DataSpec) -> Source:
     """The split to evaluate on, checked against what the run was trained on."""
     data = config.data if data is None else data
     if data is None:
-        raise FusionError("the run was trained on data held in memory: pass it again, evaluate(workdir, data=...)")
+        raise FusionError(
+            "the run was trained on data held in memory: pass it again, evaluate(workdir, data=...)"
+        )
     source = data.source(split)
     if source.spec != spec:
-        raise FusionError(f"the data has the specification {source.spec}, the run was trained on {spec}")
+        raise FusionError(
+            f"the data has the specification {source.spec}, the run was trained on {spec}"
+        )
     return source
 
 
 def _identity(source: Source) -> dict[str, np.ndarray]:
-    """Ids and cluster ids of all examples, in order; the inputs are read in small parts and dropped."""
+    """Ids and cluster ids of all examples, in order; inputs are read in parts and dropped."""
     names = ("example_id", "target", *source.spec.clusters)
     parts = [
         {name: record[name] for name in names}

@@ -1,7 +1,7 @@
-"""Classification metrics: a device part that records each example, a host part that computes from records.
+"""Classification metrics: the device records each example, the host computes from records.
 
-Records of parts of a data set concatenate to the records of the whole, so nothing is ever a mean of batch
-means, and intervals and paired tests can be computed afterwards.
+Records of parts of a data set concatenate to the records of the whole, so nothing is ever a mean of
+batch means, and intervals and paired tests can be computed afterwards.
 """
 
 import jax
@@ -36,14 +36,14 @@ def classification_records(
 def weighted_mean(
     values: Float[np.ndarray, " n"], weights: Float[np.ndarray, " n"] | None = None
 ) -> float:
-    """Mean of per-example values, in float64; `weights` >= 0 count an example more or less often."""
+    """Mean of per-example values in float64, each counted `weights` >= 0 times."""
     return float(np.average(np.asarray(values, np.float64), weights=weights))
 
 
 def expected_calibration_error(
     confidence: Float[np.ndarray, " n"], correct: Float[np.ndarray, " n"], *, bins: int = BINS
 ) -> float:
-    """Mean gap between confidence and accuracy over equal-width confidence bins, weighted by bin size.
+    """Mean gap between confidence and accuracy over equal-width bins, weighted by bin size.
 
     Args:
         confidence: [N] in [0, 1].

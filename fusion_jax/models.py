@@ -17,11 +17,13 @@ class FusionModel(nn.Module):
     """A multimodal model that weighs its modalities example by example.
 
     Attributes:
-        encoders: modality name -> encoder; all project to one width D. The names define the modalities.
+        encoders: modality name -> encoder; all project to one width D. The names define the
+            modalities.
         scheduler: gives the fusion weights.
         fusion: the fusion operator.
         head: fused Features -> prediction.
-        preprocess: modality name -> module on the device, raw input to encoder input; others pass as are.
+        preprocess: modality name -> module on the device, raw input to encoder input; others pass
+            as are.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -55,12 +57,15 @@ class FusionModel(nn.Module):
     ) -> dict[str, Any]:
         """Preprocess raw inputs; rows of a missing modality become zeros.
 
-        Zeros and not whatever stands there: a NaN in a missing input would reach the gradients even where
+        Zeros and not whatever stands there: a NaN in a missing input would reach the gradients even
+            where
         its value is masked out later.
         """
         missing = set(self.modalities) - set(inputs)
         if missing:
-            raise FusionError(f"the model needs the modality {sorted(missing)[0]!r}; given are {sorted(inputs)}")
+            raise FusionError(
+                f"the model needs the modality {sorted(missing)[0]!r}; given are {sorted(inputs)}"
+            )
         prepared = {}
         for m, name in enumerate(self.modalities):
             here = present[:, m]
@@ -78,7 +83,7 @@ class FusionModel(nn.Module):
         *,
         train: bool,
     ) -> dict[str, Features]:
-        """Encode each modality apart; only rows that are present and not padding enter batch statistics."""
+        """Encode each modality apart; only present, unpadded rows enter batch statistics."""
         return {
             name: self.encoders[name](prepared[name], train=train, mask=mask & present[:, m])
             for m, name in enumerate(self.modalities)

@@ -1,4 +1,4 @@
-"""Optimisers as configuration: plain fields that build an Optax chain with the balancer's scaling inside."""
+"""Optimisers as configuration: fields that build an Optax chain with balancing inside."""
 
 import dataclasses
 
@@ -12,8 +12,8 @@ from fusion_jax.balancing.scale_by_modality import PathToModality, scale_by_moda
 class AdamW:
     """AdamW with linear warm-up and cosine decay to 0.
 
-    The balancer's scale acts between the Adam step and the weight decay: before Adam a constant factor
-    cancels, and weight decay is not the modality's gradient.
+    The balancer's scale acts between the Adam step and the weight decay: before Adam a constant
+    factor cancels, and weight decay is not the modality's gradient.
 
     Attributes:
         learning_rate: peak value.

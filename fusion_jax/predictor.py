@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from fusion_jax.errors import FusionError
 from fusion_jax.models import FusionModel
 from fusion_jax.runs import load_config, restore_best
 from fusion_jax.sources import DataSpec, check_record
+from fusion_jax.types import ModelOutput
 
 CHUNK = 256
 
@@ -22,7 +23,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         probabilities: [B, K], rows sum to 1.
-        weights: [B, M] fusion weights in the order of sorted modality names, exactly 0 where absent.
+        weights: [B, M] fusion weights in the order of sorted modality names, exactly 0 where
+            absent.
     """
 
     probabilities: Float[np.ndarray, "b k"]
@@ -41,8 +43,10 @@ class Predictor:
         self.spec = spec
         self._variables = variables
 
-        def program(variables: PyTree, inputs: dict[str, Array], present: Array) -> tuple[Array, Array]:
-            output = model.apply(variables, inputs, present, train=False)
+        def program(
+            variables: PyTree, inputs: dict[str, Array], present: Array
+        ) -> tuple[Array, Array]:
+            output = cast(ModelOutput, model.apply(variables, inputs, present, train=False))
             return jax.nn.softmax(output.prediction), output.fusion.weights
 
         self._program = jax.jit(program)
@@ -53,7 +57,8 @@ class Predictor:
         """Predict a batch.
 
         Args:
-            inputs: modality name -> [B, ...] raw input; a modality that is left out is missing in every row.
+            inputs: modality name -> [B, ...] raw input; a modality that is left out is missing in
+                every row.
             present: Bool[B, M] in the order of sorted names; None means what is given is present.
 
         Raises:
@@ -74,16 +79,24 @@ class Predictor:
         unknown = set(inputs) - set(self.spec.modalities)
         if unknown or not inputs:
             named = repr(sorted(unknown)[0]) if unknown else "nothing"
-            raise FusionError(f"the inputs name {named}; the model's modalities are {list(self.spec.names)}")
+            raise FusionError(
+                f"the inputs name {named}; the model's modalities are {list(self.spec.names)}"
+            )
         rows = len(next(iter(inputs.values())))
         filled = {}
         for name in self.spec.names:
             wanted = self.spec.modalities[name]
-            x = np.asarray(inputs[name]) if name in inputs else np.zeros((rows, *wanted.shape), wanted.dtype)
+            x = (
+                np.asarray(inputs[name])
+                if name in inputs
+                else np.zeros((rows, *wanted.shape), wanted.dtype)
+            )
             if len(x) != rows:
                 raise FusionError(f"modality {name!r} has {len(x)} examples, another has {rows}")
             if not np.can_cast(x.dtype, wanted.dtype, "same_kind"):
-                raise FusionError(f"modality {name!r} has dtype {x.dtype}, the model takes {wanted.dtype}")
+                raise FusionError(
+                    f"modality {name!r} has dtype {x.dtype}, the model takes {wanted.dtype}"
+                )
             filled[name] = x.astype(wanted.dtype, copy=False)
         given = np.array([name in inputs for name in self.spec.names])
         here = np.broadcast_to(given, (rows, len(given)))
@@ -98,9 +111,13 @@ class Predictor:
         size = 1 << (stop - start - 1).bit_length()
 
         def rows(x: np.ndarray) -> np.ndarray:
-            return np.concatenate([x[start:stop], np.repeat(x[start : start + 1], size - (stop - start), axis=0)])
+            return np.concatenate(
+                [x[start:stop], np.repeat(x[start : start + 1], size - (stop - start), axis=0)]
+            )
 
-        result = self._program(self._variables, jax.tree.map(rows, record["inputs"]), rows(record["present"]))
+        result = self._program(
+            self._variables, jax.tree.map(rows, record["inputs"]), rows(record["present"])
+        )
         probabilities, weights = jax.device_get(result)
         return probabilities[: stop - start], weights[: stop - start]
 
@@ -111,8 +128,8 @@ def load(workdir: str | Path, *, seed_index: int = 0, allow: Sequence[str] = ())
     Args:
         workdir: folder of the run.
         seed_index: which of the run's seeds.
-        allow: top-level packages besides fusion_jax whose classes the run may name. No pickle is read and
-            no code of the run is executed.
+        allow: top-level packages besides fusion_jax whose classes the run may name. No pickle is
+            read and no code of the run is executed.
 
     Raises:
         FusionError: for a folder that is not a trained run.

@@ -1,8 +1,8 @@
 """Random streams: named, keyed by step and by example id, never split.
 
-The root key lives in the training state and never changes. A key is derived by folding in a name (as its
-crc32), then numbers. Nothing is carried from step to step, so a resumed run draws what an uninterrupted
-one draws, and an example gets the same draw in any batch, order, host or device.
+The root key lives in the training state and never changes. A key is derived by folding in a name
+(as its crc32), then numbers. Nothing is carried from step to step, so a resumed run draws what an
+uninterrupted one draws, and an example gets the same draw in any batch, order, host or device.
 """
 
 import zlib
@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, Key
 
 
 def name_id(name: str) -> int:
-    """The number that stands for a name in keys: its crc32, stable over Python versions and processes."""
+    """The number that stands for a name in keys: its crc32, the same in every process."""
     return zlib.crc32(name.encode())
 
 

@@ -30,7 +30,7 @@ def seed_folder(workdir: Path, index: int) -> Path:
 
 
 def build_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
-    """The optimiser of a configuration, with the balancer's scaling tied to the model's encoders."""
+    """The optimiser of a configuration; balancing scales the model's encoders."""
     modalities = config.model.modalities
     return config.optimizer.build(
         num_steps=config.num_steps,
@@ -51,8 +51,10 @@ def new_state(config: Config, spec: DataSpec, index: int) -> TrainState:
     )
 
 
-def load_config(workdir: str | Path, *, allow: Sequence[str] = ()) -> tuple[Config, DataSpec, dict[str, Any]]:
-    """Configuration, data specification and record of a saved run; nothing is executed but constructors.
+def load_config(
+    workdir: str | Path, *, allow: Sequence[str] = ()
+) -> tuple[Config, DataSpec, dict[str, Any]]:
+    """Configuration, data specification and record of a saved run; no code of it is run.
 
     Args:
         workdir: folder of the run.
@@ -66,7 +68,8 @@ def load_config(workdir: str | Path, *, allow: Sequence[str] = ()) -> tuple[Conf
     if not isinstance(config, Config):
         raise FusionError(f"{workdir}/config.json does not describe a run")
     modalities = {
-        name: ArraySpec(tuple(entry["shape"]), entry["dtype"]) for name, entry in run["modalities"].items()
+        name: ArraySpec(tuple(entry["shape"]), entry["dtype"])
+        for name, entry in run["modalities"].items()
     }
     spec = DataSpec(modalities, run["data"]["num_classes"], tuple(run["data"]["clusters"]))
     return config, spec, run
@@ -114,7 +117,11 @@ def describe_run(config: Config, spec: DataSpec) -> dict[str, Any]:
         "commit": _commit(),
         "versions": versions,
         "hardware": f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} CPU cores",
-        "data": {"name": config.data.name, "num_classes": spec.num_classes, "clusters": list(spec.clusters)},
+        "data": {
+            "name": config.data.name,
+            "num_classes": spec.num_classes,
+            "clusters": list(spec.clusters),
+        },
         "modalities": {name: dataclasses.asdict(spec.modalities[name]) for name in spec.names},
     }
 

@@ -1,8 +1,8 @@
 """Data sources: random access over a split, in NumPy, with a stated specification.
 
-A source is any object with `spec`, `__len__` and `__getitem__(indices) -> dict`. `ArraySource` makes one
-from arrays in memory. There is no decoding and no augmentation here: raw waveforms and 8-bit images leave
-a source, and the compiled step does the rest.
+A source is any object with `spec`, `__len__` and `__getitem__(indices) -> dict`. `ArraySource`
+makes one from arrays in memory. There is no decoding and no augmentation here: raw waveforms and
+8-bit images leave a source, and the compiled step does the rest.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from fusion_jax.errors import FusionError
 
 @dataclasses.dataclass(frozen=True)
 class ArraySpec:
-    """Shape of one example (no batch axis) and dtype name, for example `ArraySpec((28, 28, 1), "uint8")`."""
+    """Shape of one example and dtype name: `ArraySpec((28, 28, 1), "uint8")`."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -29,8 +29,8 @@ class DataSpec:
     Attributes:
         modalities: name -> ArraySpec.
         num_classes: number of classes of the integer target.
-        clusters: names of the grouping ids that records carry (for example "recording"): examples that
-            share an id are not independent, and intervals resample them together.
+        clusters: names of the grouping ids that records carry (for example "recording"): examples
+            that share an id are not independent, and intervals resample them together.
     """
 
     modalities: Mapping[str, ArraySpec]
@@ -103,7 +103,10 @@ class ArraySource:
         """
         num = len(target)
         ids = np.arange(first_id, first_id + num) if example_id is None else example_id
-        self._records = {"target": np.asarray(target, np.int32), "example_id": np.asarray(ids, np.int32)}
+        self._records = {
+            "target": np.asarray(target, np.int32),
+            "example_id": np.asarray(ids, np.int32),
+        }
         if present is not None:
             self._records["present"] = np.asarray(present, bool)
         for name, values in (clusters or {}).items():
@@ -116,9 +119,19 @@ class ArraySource:
         )
         for name, values in {**self._inputs, **self._records}.items():
             if len(values) != num:
-                raise FusionError(f"{name!r} has {len(values)} examples, the target {num}: give each the same length")
-        if num and not 0 <= self._records["target"].min() <= self._records["target"].max() < num_classes:
-            raise FusionError(f"a target lies outside 0..{num_classes - 1}: mend the labels or num_classes")
+                raise FusionError(
+                    f"{name!r} has {len(values)} examples, the target {num}: make them equal"
+                )
+        if (
+            num
+            and not 0
+            <= self._records["target"].min()
+            <= self._records["target"].max()
+            < num_classes
+        ):
+            raise FusionError(
+                f"a target lies outside 0..{num_classes - 1}: mend the labels or num_classes"
+            )
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -135,18 +148,21 @@ def check_record(record: Mapping[str, Any], spec: DataSpec) -> None:
     """Refuse a batch of records that a model must not see.
 
     Raises:
-        FusionError: naming the modality or example: a missing input, a shape that does not match `spec`,
-            NaN or Inf in a present input, or an example with nothing present.
+        FusionError: naming the modality or example: a missing input, a shape that does not match
+            `spec`, NaN or Inf in a present input, or an example with nothing present.
     """
     present = record.get("present")
     ids = record["example_id"]
     for m, name in enumerate(spec.names):
         if name not in record["inputs"]:
-            raise FusionError(f"modality {name!r} is not among the inputs {sorted(record['inputs'])}")
+            raise FusionError(
+                f"modality {name!r} is not among the inputs {sorted(record['inputs'])}"
+            )
         x = record["inputs"][name]
         if x.shape[1:] != spec.modalities[name].shape:
             raise FusionError(
-                f"modality {name!r} has shape {x.shape[1:]} per example, expected {spec.modalities[name].shape}"
+                f"modality {name!r} has shape {x.shape[1:]} per example, "
+                f"expected {spec.modalities[name].shape}"
             )
         if np.issubdtype(x.dtype, np.floating):
             finite = np.isfinite(x).all(axis=tuple(range(1, x.ndim)))

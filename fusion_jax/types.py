@@ -13,10 +13,11 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 @struct.dataclass
 class Batch:
-    """A batch of examples.
+    """A batch of examples; NumPy arrays on the host until it is placed on the devices.
 
     Attributes:
-        inputs: modality name -> pytree of Array[B, ...]; rows of a missing modality hold any values.
+        inputs: modality name -> pytree of Array[B, ...]; rows of a missing modality hold any
+            values.
         present: Bool[B, M], False where a modality is missing.
         target: pytree of Array[B, ...]; for classification Int[B].
         mask: Bool[B], False on the padding rows of a last batch.
@@ -55,13 +56,14 @@ class SchedulerInput:
         features: modality name -> Features.
         present: Bool[B, M].
         mask: Bool[B].
-        predict: Bool[..., B, M] -> logits [..., B, K]: the model's own head on a chosen subset of the
-            present modalities, in evaluation mode and with stopped gradient. None for tasks without a
-            per-example prediction.
+        predict: Bool[..., B, M] -> logits [..., B, K]: the model's own head on a chosen subset of
+            the present modalities, in evaluation mode and with stopped gradient. None for tasks
+            without a per-example prediction.
         progress: training fraction in [0, 1]; 1 in evaluation.
         frequency_ratio: [B, M] or None.
-        noise_level: [B, M] injected noise amplitude in units of the corruption's reference amplitude
-            (0 = clean), known in training only. It may feed losses and the choice of clean examples, never weights.
+        noise_level: [B, M] injected noise amplitude in units of the corruption's reference
+            amplitude (0 = clean), known in training only. It may feed losses and the choice of
+            clean examples, never weights.
     """
 
     features: dict[str, Features]
@@ -113,8 +115,8 @@ class ModelOutput:
 
     Attributes:
         prediction: for classification logits [B, K], float32.
-        unimodal: [B, M, K], the head on each modality alone (with gradient); zeros-input logits where
-            the modality is absent, so mask them with `present`.
+        unimodal: [B, M, K], the head on each modality alone (with gradient); zeros-input logits
+            where the modality is absent, so mask them with `present`.
         fusion: FusionWeights.
         features: modality name -> Features.
     """

@@ -2,7 +2,9 @@
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
@@ -43,15 +45,21 @@ def make_features(rows: int, num: int, width: int = 6, seed: int = 0) -> dict[st
     return made
 
 
-def make_scheduler_input(rows: int = 9, num: int = 2, classes: int = 4, seed: int = 0) -> SchedulerInput:
+def make_scheduler_input(
+    rows: int = 9, num: int = 2, classes: int = 4, seed: int = 0
+) -> SchedulerInput:
     """An input with every present pattern, a padding row, and a linear head as `predict`."""
     features = make_features(rows, num, seed=seed)
     generator = np.random.default_rng(seed + 1)
     # The head belongs to the name, not to the position, so that renaming keeps the model the same.
-    heads = {name: jnp.asarray(generator.normal(size=(6, classes)), jnp.float32) for name in features}
+    heads = {
+        name: jnp.asarray(generator.normal(size=(6, classes)), jnp.float32) for name in features
+    }
 
     def predict(subsets):
-        parts = jnp.stack([features[name].pooled @ heads[name] for name in sorted(features)], axis=-2)
+        parts = jnp.stack(
+            [features[name].pooled @ heads[name] for name in sorted(features)], axis=-2
+        )
         return jnp.sum(jnp.where(subsets[..., None], parts, 0), axis=-2)
 
     return SchedulerInput(
@@ -60,11 +68,16 @@ def make_scheduler_input(rows: int = 9, num: int = 2, classes: int = 4, seed: in
         mask=jnp.arange(rows) < rows - 1,
         progress=0.5,
         predict=predict,
-        noise_level=jnp.asarray(generator.uniform(0, 2, (rows, num)) * generator.integers(0, 2, (rows, num)), jnp.float32),
+        noise_level=jnp.asarray(
+            generator.uniform(0, 2, (rows, num)) * generator.integers(0, 2, (rows, num)),
+            jnp.float32,
+        ),
     )
 
 
-def make_batch(rows: int = 8, *, valid: int | None = None, missing: bool = True, seed: int = 0) -> Batch:
+def make_batch(
+    rows: int = 8, *, valid: int | None = None, missing: bool = True, seed: int = 0
+) -> Batch:
     """A batch of two vector modalities with missing inputs and, if asked, padding rows."""
     generator = np.random.default_rng(seed)
     present = np.ones((rows, 2), bool)

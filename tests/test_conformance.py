@@ -1,6 +1,7 @@
 """Every member of every protocol, found by walking the folders."""
 
 import functools
+import itertools
 import re
 
 import chex
@@ -32,7 +33,9 @@ def test_members_are_all_found():
     assert [len(group) for group in found] == [2, 2, 2, 2, 1, 1, 2, 1]
 
 
-@pytest.mark.parametrize("kind", SIGNALS + SCHEDULERS + OPERATORS + ENCODERS + BALANCERS + OBJECTIVES + CORRUPTIONS)
+@pytest.mark.parametrize(
+    "kind", SIGNALS + SCHEDULERS + OPERATORS + ENCODERS + BALANCERS + OBJECTIVES + CORRUPTIONS
+)
 def test_every_field_has_a_default(kind):
     ignored = {"parent", "name"}
     assert not set(fields_without_default(kind)) - ignored
@@ -42,11 +45,15 @@ def test_every_field_has_a_default(kind):
 def init(module, *args, seed=0, **kwargs):
     # Compiled as one program: op by op, the tests would spend their time compiling.
     keys = {"params": jax.random.key(seed), "dropout": jax.random.key(1)}
-    return dict({"params": {}}, **jax.jit(lambda keys, args: module.init(keys, *args, **kwargs))(keys, args))
+    return dict(
+        {"params": {}}, **jax.jit(lambda keys, args: module.init(keys, *args, **kwargs))(keys, args)
+    )
 
 
 def apply(module, variables, *args, **kwargs):
-    return jax.jit(lambda variables, args: module.apply(variables, *args, **kwargs))(variables, args)
+    return jax.jit(lambda variables, args: module.apply(variables, *args, **kwargs))(
+        variables, args
+    )
 
 
 def perturbed(variables, seed=3):
@@ -69,7 +76,9 @@ def test_signal_is_finite_and_evaluation_changes_nothing(kind, num):
     assert found.value.shape == (33, num) and found.aux_loss.shape == (33,)
     assert np.isfinite(found.value).all() and not np.any(found.aux_loss)
     chex.assert_trees_all_equal(dict(collections), dict(variables))
-    trained, _ = apply(signal, variables, inputs, train=True, mutable=True, rngs={"dropout": jax.random.key(2)})
+    trained, _ = apply(
+        signal, variables, inputs, train=True, mutable=True, rngs={"dropout": jax.random.key(2)}
+    )
     assert np.isfinite(trained.value).all() and np.isfinite(trained.aux_loss).all()
 
 
@@ -79,7 +88,9 @@ def test_signal_passes_no_gradient_to_the_features(kind):
     variables = perturbed(init(signal, inputs, train=False))
 
     def total(features):
-        found, _ = apply(signal, variables, inputs.replace(features=features), train=True, mutable=True)
+        found, _ = apply(
+            signal, variables, inputs.replace(features=features), train=True, mutable=True
+        )
         return jnp.sum(found.value) + jnp.sum(found.aux_loss)
 
     for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(inputs.features)):
@@ -142,15 +153,21 @@ def test_scheduler_permutes_with_renamed_modalities(kind):
 def test_scheduler_has_finite_gradients_in_both_precisions(kind):
     for dtype in (jnp.float32, jnp.bfloat16):
         inputs, scheduler = make_scheduler_input(rows=16), kind.example()
-        inputs = inputs.replace(features=jax.tree.map(lambda x: x.astype(dtype), inputs.features))
-        variables = (init(scheduler, inputs, train=False))
+        inputs = inputs.replace(
+            features=jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), inputs.features)
+        )
+        variables = init(scheduler, inputs, train=False)
         params = variables.pop("params", {})
 
         def total(params, variables=variables, inputs=inputs, scheduler=scheduler):
-            found, _ = apply(scheduler, {"params": params, **variables}, inputs, train=True, mutable=True)
+            found, _ = apply(
+                scheduler, {"params": params, **variables}, inputs, train=True, mutable=True
+            )
             return jnp.sum(found.weights**2) + jnp.sum(found.aux_loss)
 
-        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params)))
+        assert all(
+            np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(total))(params))
+        )
         found = apply(scheduler, {"params": params, **variables}, inputs, train=False)
         assert found.weights.dtype == jnp.float32
 
@@ -167,7 +184,10 @@ def test_operator_ignores_absent_modalities_to_the_bit(kind, num):
     variables = init(operator, features, weights, present)
     garbage = {
         name: jax.tree.map(
-            lambda x, m=m: jnp.where(present[:, m].reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.nan), value
+            lambda x, m=m: jnp.where(
+                present[:, m].reshape((-1,) + (1,) * (x.ndim - 1)), x, jnp.nan
+            ),
+            value,
         )
         for m, (name, value) in enumerate(sorted(features.items()))
     }
@@ -179,14 +199,21 @@ def test_operator_ignores_absent_modalities_to_the_bit(kind, num):
 @pytest.mark.parametrize("num", [1, 2, 3, 5])
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_operator_with_uniform_weights_is_the_plain_operator(kind, num):
-    # Plain: the operator on the features as they are, zeros where absent. Multiplying every feature by
-    # two and every weight by one half must give the same bits, and uniform weights must act as factor 1.
+    # Plain: the operator on the features as they are, zeros where absent. Multiplying every feature
+    # by two and every weight by one half must give the same bits, and uniform weights must act as
+    # factor 1.
     operator, features = kind.example(), make_features(24, num)
     present = jnp.asarray(make_present(24, num))
     variables = init(operator, features, uniform_weights(present), present)
     fused = apply(operator, variables, features, uniform_weights(present), present).pooled
-    parts = [np.where(present[:, [m]], features[name].pooled, 0) for m, name in enumerate(sorted(features))]
-    plain = {"SumFusion": lambda: sum(parts[1:], parts[0]), "ConcatFusion": lambda: np.concatenate(parts, axis=1)}
+    parts = [
+        np.where(present[:, [m]], features[name].pooled, 0)
+        for m, name in enumerate(sorted(features))
+    ]
+    plain = {
+        "SumFusion": lambda: sum(parts[1:], parts[0]),
+        "ConcatFusion": lambda: np.concatenate(parts, axis=1),
+    }
     np.testing.assert_array_equal(fused, plain[kind.__name__]())
 
 
@@ -196,9 +223,14 @@ def test_operator_follows_the_weights(kind):
     present = jnp.ones((6, 2), bool)
     weights = jnp.tile(jnp.array([[0.25, 0.75]]), (6, 1))
     variables = init(operator, features, weights, present)
-    first = {name: value.replace(pooled=value.pooled * (0.5 if name == NAMES[0] else 1.5)) for name, value in features.items()}
+    first = {
+        name: value.replace(pooled=value.pooled * (0.5 if name == NAMES[0] else 1.5))
+        for name, value in features.items()
+    }
     expected = apply(operator, variables, first, uniform_weights(present), present).pooled
-    np.testing.assert_allclose(apply(operator, variables, features, weights, present).pooled, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        apply(operator, variables, features, weights, present).pooled, expected, atol=1e-6
+    )
 
 
 # Encoders
@@ -226,8 +258,16 @@ def test_encoder_shapes_and_row_independence(kind):
 def test_balancer_traces_once_and_is_pure(kind, num):
     balancer = kind.example()
     state = balancer.init(num)
-    batch = make_batch().replace(present=make_present(8, num), inputs={name: np.ones((8, 16, 16, 1), np.float32) for name in NAMES[:num]})
-    output = ModelOutput(jnp.ones((8, 3)), jnp.ones((8, num, 3)), FusionWeights(jnp.ones((8, num)) / num, jnp.zeros(8), {}), make_features(8, num))
+    batch = make_batch().replace(
+        present=make_present(8, num),
+        inputs={name: np.ones((8, 16, 16, 1), np.float32) for name in NAMES[:num]},
+    )
+    output = ModelOutput(
+        jnp.ones((8, 3)),
+        jnp.ones((8, num, 3)),
+        FusionWeights(jnp.ones((8, num)) / num, jnp.zeros(8), {}),
+        make_features(8, num),
+    )
     traces = []
 
     @jax.jit
@@ -253,10 +293,19 @@ def test_objective_gives_a_loss_per_row_that_padding_cannot_touch(kind):
 
     def loss_of(logits):
         output = ModelOutput(
-            jnp.asarray(logits), jnp.asarray(logits)[:, None].repeat(2, axis=1), FusionWeights(jnp.full((8, 2), 0.5), jnp.zeros(8), {}), features
+            jnp.asarray(logits),
+            jnp.asarray(logits)[:, None].repeat(2, axis=1),
+            FusionWeights(jnp.full((8, 2), 0.5), jnp.zeros(8), {}),
+            features,
         )
         views = dict.fromkeys(objective.views, output)
-        loss, _, metrics = objective(views, dict.fromkeys(objective.views, batch), objective.init(), task=task, loss_weights=jnp.ones(2))
+        loss, _, metrics = objective(
+            views,
+            dict.fromkeys(objective.views, batch),
+            objective.init(),
+            task=task,
+            loss_weights=jnp.ones(2),
+        )
         assert loss.shape == (8,) and all(value.shape == (8,) for value in metrics.values())
         return loss
 
@@ -311,8 +360,11 @@ def test_corruption_at_severity_zero_is_the_identity(corruption_and_input):
 
 def test_corruption_grows_with_severity(corruption_and_input):
     corruption, x = corruption_and_input
-    distance = [np.abs(corrupted(corruption, x, s).astype(np.float64) - x).mean() for s in (0.1, 0.3, 0.6, 1.0)]
-    assert all(a < b for a, b in zip(distance, distance[1:], strict=False)), distance
+    distance = [
+        np.abs(corrupted(corruption, x, s).astype(np.float64) - x).mean()
+        for s in (0.1, 0.3, 0.6, 1.0)
+    ]
+    assert all(a < b for a, b in itertools.pairwise(distance)), distance
     strengths = np.asarray(corruption.strength(np.linspace(0, 1, 21)))
     assert strengths[0] == 0 and (np.diff(strengths) > 0).all()
     assert all(isinstance(corruption.describe(s), str) for s in (0.0, 0.5, 1.0))
@@ -322,17 +374,23 @@ def test_corruption_does_not_depend_on_batch_order_size_or_devices(corruption_an
     corruption, x = corruption_and_input
     whole = corrupted(corruption, x, 0.5)
     for size in (1, 7, 50):
-        parts = [corrupted(corruption, x[i : i + size], 0.5, np.arange(i, min(i + size, 50))) for i in range(0, 50, size)]
+        parts = [
+            corrupted(corruption, x[i : i + size], 0.5, np.arange(i, min(i + size, 50)))
+            for i in range(0, 50, size)
+        ]
         np.testing.assert_array_equal(np.concatenate(parts), whole)
     order = np.random.default_rng(1).permutation(50)
     np.testing.assert_array_equal(corrupted(corruption, x[order], 0.5, order), whole[order])
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     with jax.set_mesh(mesh):
-        sharded = corrupted(corruption, jax.device_put(x[:48], rows), 0.5, jax.device_put(np.arange(48), rows))
+        sharded = corrupted(
+            corruption, jax.device_put(x[:48], rows), 0.5, jax.device_put(np.arange(48), rows)
+        )
     np.testing.assert_array_equal(sharded, whole[:48])
     run = jax.pmap(
-        lambda x, ids: corruption_program(type(corruption))(x, ids, jnp.full(6, 0.5), 0), axis_name="data"
+        lambda x, ids: corruption_program(type(corruption))(x, ids, jnp.full(6, 0.5), 0),
+        axis_name="data",
     )
     mapped = run(x[:48].reshape(8, 6, *x.shape[1:]), np.arange(48).reshape(8, 6))
     np.testing.assert_array_equal(np.asarray(mapped).reshape(sharded.shape), whole[:48])
@@ -352,9 +410,15 @@ def test_corruption_is_fresh_for_each_example_and_seed(corruption_and_input):
 @pytest.mark.parametrize("kind", TASKS)
 def test_metrics_of_parts_joined_are_metrics_of_the_whole(kind):
     task, generator = kind.example(), np.random.default_rng(0)
-    logits, target = generator.normal(size=(64, 5)).astype(np.float32) * 2, generator.integers(0, 5, 64)
+    logits, target = (
+        generator.normal(size=(64, 5)).astype(np.float32) * 2,
+        generator.integers(0, 5, 64),
+    )
     whole = jax.device_get(task.records(jnp.asarray(logits), jnp.asarray(target)))
-    parts = [jax.device_get(task.records(jnp.asarray(logits[i:j]), jnp.asarray(target[i:j]))) for i, j in ((0, 5), (5, 64))]
+    parts = [
+        jax.device_get(task.records(jnp.asarray(logits[i:j]), jnp.asarray(target[i:j])))
+        for i, j in ((0, 5), (5, 64))
+    ]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in whole}
     assert task.compute(joined) == pytest.approx(task.compute(whole), rel=1e-6)
 

@@ -28,8 +28,9 @@ class NoBalancer:
             output: the model's output on the objective's first view, with stopped gradient.
 
         Returns:
-            loss_weights [M] of the unimodal losses, update_scale [M] of the updates of modality-specific
-            parameters, and the next state. Batch statistics must go through `fusion_jax.axes.psum`.
+            loss_weights [M] of the unimodal losses, update_scale [M] of the updates of
+            modality-specific parameters, and the next state. Batch statistics must go through
+            `fusion_jax.axes.psum`.
         """
         ones = jnp.ones(batch.present.shape[1], jnp.float32)
         return ones, ones, state

@@ -15,13 +15,14 @@ def scale_by_modality(
 ) -> optax.GradientTransformationExtraArgs:
     """Multiply the update of each modality-specific parameter by its modality's scale.
 
-    Pass the scales as an extra argument: `tx.update(grads, state, params, update_scale=scale)`, [M] in the
-    order of `modalities`; without it nothing is scaled. Where it stands in a chain decides what is scaled:
-    before an adaptive optimiser a constant factor cancels, after it the step itself is scaled.
+    Pass the scales as an extra argument: `tx.update(grads, state, params, update_scale=scale)`, [M]
+    in the order of `modalities`; without it nothing is scaled. Where it stands in a chain decides
+    what is scaled: before an adaptive optimiser a constant factor cancels, after it the step itself
+    is scaled.
 
     Args:
-        path_to_modality: parameter path, a tuple of names such as ("encoders_audio", "Dense_0", "kernel"),
-            to the modality that owns the parameter, or None for a shared one.
+        path_to_modality: parameter path, a tuple of names such as ("encoders_audio", "Dense_0",
+            "kernel"), to the modality that owns the parameter, or None for a shared one.
         modalities: names in the order of the M axis.
     """
 

@@ -1,8 +1,8 @@
 """Dropout that draws the same mask under every strategy.
 
-`flax.linen.Dropout` draws one mask for the whole array: under `pmap` every device would repeat it, and
-the mask would depend on the batch's shape. Here each row has a key of its own, from its position in the
-global batch.
+`flax.linen.Dropout` draws one mask for the whole array: under `pmap` every device would repeat it,
+and the mask would depend on the batch's shape. Here each row has a key of its own, from its
+position in the global batch.
 """
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ from fusion_jax.rng import example_keys
 
 
 class Dropout(nn.Module):
-    """Sets entries to 0 with probability `rate` and scales the rest by 1 / (1 - rate), in training only.
+    """Sets entries to 0 with probability `rate`, in training only; scales the rest to match.
 
     Attributes:
         rate: in [0, 1).
@@ -28,7 +28,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b ..."], *, train: bool) -> Float[Array, "b ..."]:
-        """Drop entries of x [B, ...]; needs the "dropout" random stream where `train` and rate > 0."""
+        """Drop entries of x [B, ...]; training needs the "dropout" random stream."""
         if not train or self.rate == 0:
             return x
         keys = example_keys(self.make_rng("dropout"), row_ids(x.shape[0]))

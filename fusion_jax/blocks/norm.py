@@ -1,8 +1,8 @@
 """Batch normalisation whose statistics are global in every strategy.
 
-`flax.linen.BatchNorm` averages per-device means, which is wrong for unequal numbers of valid rows and NaN
-on a device that holds padding only. This one sums first. GroupNorm and LayerNorm see one row at a time
-and are taken from Flax as they are.
+`flax.linen.BatchNorm` averages per-device means, which is wrong for unequal numbers of valid rows
+and NaN on a device that holds padding only. This one sums first. GroupNorm and LayerNorm see one
+row at a time and are taken from Flax as they are.
 """
 
 import flax.linen as nn
@@ -36,8 +36,8 @@ class BatchNorm(nn.Module):
         Args:
             x: [B, ..., C].
             train: use and record the batch's statistics; else the running ones.
-            mask: Bool[B], rows that enter the statistics; None means all. Statistics of a batch without
-                a valid row stay as they were.
+            mask: Bool[B], rows that enter the statistics; None means all. Statistics of a batch
+                without a valid row stay as they were.
         """
         channels = x.shape[-1]
         mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)

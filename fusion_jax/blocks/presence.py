@@ -14,8 +14,8 @@ def masked_softmax(
         present: Bool[..., M].
 
     Returns:
-        [..., M] in [0, 1]: sum 1 over present entries, exactly 0 on absent ones, all zero where nothing
-        is present.
+        [..., M] in [0, 1]: sum 1 over present entries, exactly 0 on absent ones, all zero where
+        nothing is present.
     """
     # A finite stand-in, not -inf: inf - inf would be NaN where nothing is present.
     logits = jnp.where(present, logits.astype(jnp.float32), jnp.finfo(jnp.float32).min)

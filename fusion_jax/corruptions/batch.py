@@ -19,11 +19,11 @@ def corrupt_batch(
     keys: Key[Array, " b"],
     severity: Float[Array, " b"],
 ) -> Shaped[Array, "b ..."]:
-    """Apply a corruption to each row of a batch, bit-identically for any batch size, order and device count.
+    """Corrupt each row of a batch: the same bits for any batch size, order and device count.
 
     The only way from a batch to a corrupted batch. XLA may fuse and vectorise the same arithmetic
-    differently in programs of different shapes, which changes last bits; so rows go through one small
-    program of fixed shape (blocks of 8), fenced off from its surroundings.
+    differently in programs of different shapes, which changes last bits; so rows go through one
+    small program of fixed shape (blocks of 8), fenced off from its surroundings.
 
     Args:
         corruption: (key, x, severity) -> x for one example.
@@ -41,9 +41,12 @@ def corrupt_batch(
     return blocks(keys, x, severity)
 
 
-def _corrupt_blocks(corruption: Callable[..., Array], keys: Array, x: Array, severity: Array) -> Array:
+def _corrupt_blocks(
+    corruption: Callable[..., Array], keys: Array, x: Array, severity: Array
+) -> Array:
     """Corrupt rows in blocks of BLOCK; a short last block is filled with repeats of row 0."""
-    # Keys travel as their numbers: filling up repeats a key, which typed keys refuse for good reason.
+    # Keys travel as their numbers: filling up repeats a key, which typed keys refuse for good
+    # reason.
     impl, numbers = jax.random.key_impl(keys), jax.random.key_data(keys)
     num_rows = x.shape[0]
     padding = -num_rows % BLOCK
@@ -73,8 +76,8 @@ def drop_modalities(
     """Modality dropout: the one definition of its rate.
 
     Per example, each present modality is dropped with probability `rate`, independently; where that
-    would drop all, one of the present modalities, chosen uniformly, is kept. With M present ones the
-    probability that a given one is missing is therefore rate - rate^M / M.
+    would drop all, one of the present modalities, chosen uniformly, is kept. With M present ones
+    the probability that a given one is missing is therefore rate - rate^M / M.
 
     Args:
         key: stream of this step.

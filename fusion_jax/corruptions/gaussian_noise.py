@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Key, Shaped
 from fusion_jax.blocks.strength import strength_at, to_dtype_of
 
 
-# Not frozen: configuration overrides set fields in place, and ml_collections cannot set frozen ones.
+# Not frozen: configuration overrides set fields in place, and ml_collections cannot set frozen
+# ones.
 @dataclasses.dataclass
 class GaussianNoise:
     """x + sigma n, n ~ N(0, 1) independently for each entry; 8-bit input is rounded and saturates.

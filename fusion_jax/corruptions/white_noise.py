@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, Key, Shaped
 from fusion_jax.blocks.strength import strength_at, to_dtype_of
 
 
-# Not frozen: configuration overrides set fields in place, and ml_collections cannot set frozen ones.
+# Not frozen: configuration overrides set fields in place, and ml_collections cannot set frozen
+# ones.
 @dataclasses.dataclass
 class WhiteNoise:
-    """x + r RMS(x) n, n ~ N(0, 1) for each sample; RMS over the samples that are not exactly 0 (padding).
+    """x + r RMS(x) n, n ~ N(0, 1) for each sample; RMS over the samples that are not 0.
 
     | severity | 0 | 0.2 | 0.4 | 0.6 | 0.8 | 1.0 |
     |---|---|---|---|---|---|---|
@@ -24,8 +25,10 @@ class WhiteNoise:
     The noise covers the padding too, as a microphone would. Integer input is rounded and saturates.
 
     Attributes:
-        strengths: r at equally spaced severities from 0 to 1; between them r is interpolated linearly.
-        reference: r that counts as noise level 1 (here 20 dB, where log-mel features begin to suffer).
+        strengths: r at equally spaced severities from 0 to 1; between them r is interpolated
+            linearly.
+        reference: r that counts as noise level 1 (here 20 dB, where log-mel features begin to
+            suffer).
     """
 
     unit: ClassVar[str] = "SNR"

@@ -9,14 +9,14 @@ from fusion_jax.sources import Source
 class ArrayData:
     """A data set from one source per split.
 
-    Such data lives in this process only: a saved run remembers its specification, not the data, and its
-    evaluation is given the data again.
+    Such data lives in this process only: a saved run remembers its specification, not the data, and
+    its evaluation is given the data again.
 
     Example:
         >>> import numpy as np
         >>> from fusion_jax.sources import ArraySource
         >>> def split(n, first_id):
-        ...     return ArraySource({"left": np.ones((n, 4), np.float32), "right": np.ones((n, 2), np.float32)},
+        ...     return ArraySource({"left": np.ones((n, 4)), "right": np.ones((n, 2))},
         ...                        np.arange(n) % 3, num_classes=3, first_id=first_id)
         >>> data = ArrayData(train=split(60, 0), validation=split(20, 60), test=split(20, 80))
         >>> len(data.source("validation"))

@@ -412,9 +412,11 @@ class AVDigits:
         ids = _split_ids(split)
         images, digits = _images()
         # Synthesis takes seconds, so a model of images alone does not pay for it.
-        arrays = {"audio": _waveforms, "image": lambda: images}
+        inputs = {"image": images[ids]} if "image" in self.modalities else {}
+        if "audio" in self.modalities:
+            inputs["audio"] = _waveforms()[ids]
         return ArraySource(
-            {name: arrays[name]()[ids] for name in self.modalities},
+            inputs,
             digits[ids],
             num_classes=self.NUM_CLASSES,
             example_id=ids,

@@ -5,7 +5,7 @@ whether the run started at 0 or was resumed at k, and does not depend on the num
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import grain
 import numpy as np
@@ -14,7 +14,8 @@ from fusion_jax.errors import FusionError
 from fusion_jax.sources import DataSpec, Source, check_record
 from fusion_jax.types import Batch
 
-# Two reader threads and four batches ahead: measured ahead of the library's default of 16 threads here.
+# Two reader threads and four batches ahead: measured ahead of the library's default of 16 threads
+# here.
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
@@ -61,12 +62,12 @@ def eval_batches(source: Source, *, batch_size: int, first: int = 0) -> Iterator
 
 
 def make_batch(source: Source, indices: np.ndarray, *, size: int) -> Batch:
-    """Gather, check and pad one batch to `size` rows; padding repeats the first row under a False mask."""
+    """Gather, check and pad one batch to `size` rows; padding is a masked repeat of row 0."""
     record = source[indices]
     check_record(record, source.spec)
     valid = len(indices)
 
-    def pad(x: Any) -> np.ndarray:
+    def pad(x: np.ndarray) -> Any:
         return np.concatenate([x, np.repeat(x[:1], size - valid, axis=0)]) if valid < size else x
 
     names = source.spec.names
@@ -75,20 +76,21 @@ def make_batch(source: Source, indices: np.ndarray, *, size: int) -> Batch:
         inputs={name: pad(record["inputs"][name]) for name in names},
         present=pad(present),
         target=pad(record["target"]),
-        mask=np.arange(size) < valid,
+        mask=cast(Any, np.arange(size) < valid),
         example_id=pad(record["example_id"]),
     )
 
 
 def first_batch(spec: DataSpec, *, size: int = 1) -> Batch:
     """A batch of zeros of the right shapes and types, for initialisation."""
-    return Batch(
-        inputs={
-            name: np.zeros((size, *spec.modalities[name].shape), spec.modalities[name].dtype)
-            for name in spec.names
-        },
-        present=np.ones((size, len(spec.names)), bool),
-        target=np.zeros(size, np.int32),
-        mask=np.ones(size, bool),
-        example_id=np.arange(size, dtype=np.int32),
-    )
+    arrays: dict[str, Any] = {
+        "present": np.ones((size, len(spec.names)), bool),
+        "target": np.zeros(size, np.int32),
+        "mask": np.ones(size, bool),
+        "example_id": np.arange(size, dtype=np.int32),
+    }
+    inputs = {
+        name: np.zeros((size, *spec.modalities[name].shape), spec.modalities[name].dtype)
+        for name in spec.names
+    }
+    return Batch(inputs=inputs, **arrays)

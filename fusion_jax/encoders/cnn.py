@@ -10,8 +10,8 @@ from fusion_jax.types import Features
 class CNNEncoder(nn.Module):
     """Strided 3x3 convolution - GroupNorm - GELU stages, then a projection of each position to D.
 
-    Tokens are the positions of the last map in row-major order; pooled features are their mean. A missing
-    input is encoded as whatever stands in its place; the model puts zeros there.
+    Tokens are the positions of the last map in row-major order; pooled features are their mean. A
+    missing input is encoded as whatever stands in its place; the model puts zeros there.
 
     Attributes:
         widths: channels of the stages; each halves height and width.
@@ -27,7 +27,7 @@ class CNNEncoder(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], *, train: bool, mask: Bool[Array, " b"] | None = None
     ) -> Features:
-        """Encode x [B, H, W, C]; `train` and `mask` are unused (GroupNorm sees one row at a time)."""
+        """Encode x [B, H, W, C]; `train` and `mask` are unused (no batch statistics)."""
         x = x.astype(jnp.float32)
         for width in self.widths:
             x = nn.Conv(width, (3, 3), strides=2, use_bias=False)(x)

@@ -11,8 +11,8 @@ from fusion_jax.types import Features
 class MLPEncoder(nn.Module):
     """Dense - LayerNorm - GELU layers, then a projection to D.
 
-    A missing input is encoded as whatever stands in its place; the model puts zeros there and no fusion
-    operator lets the result through.
+    A missing input is encoded as whatever stands in its place; the model puts zeros there and no
+    fusion operator lets the result through.
 
     Attributes:
         hidden: widths of the hidden layers.

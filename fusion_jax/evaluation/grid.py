@@ -1,13 +1,13 @@
 """The robustness grid: the same examples under every condition, with noise keyed by example.
 
-One program is traced once; severity, missing pattern and noise key are its arguments. Each batch goes to
-the device once and meets all cells there. Per-example records come back, so that nothing is a mean of
-batch means and paired intervals can be computed afterwards.
+One program is traced once; severity, missing pattern and noise key are its arguments. Each batch
+goes to the device once and meets all cells there. Per-example records come back, so that nothing is
+a mean of batch means and paired intervals can be computed afterwards.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from fusion_jax.corruptions.batch import corrupt_batch
 from fusion_jax.models import FusionModel
 from fusion_jax.rng import example_keys, stream
-from fusion_jax.types import Batch
+from fusion_jax.types import Batch, ModelOutput
 
 CellProgram = Callable[[PyTree, Batch, Array, Array, Array], dict[str, Array]]
 Place = Callable[[Batch], Batch]
@@ -75,20 +75,24 @@ def robustness_cells(
     missing = [
         tuple(name for m, name in enumerate(modalities) if pattern >> m & 1) for pattern in patterns
     ]
-    return cells + [Cell(missing=names) for names in sorted(missing, key=lambda names: (len(names), names))]
+    return cells + [
+        Cell(missing=names) for names in sorted(missing, key=lambda names: (len(names), names))
+    ]
 
 
-def make_cell_program(
-    model: FusionModel, task: Any, corruptions: Mapping[str, Any]
-) -> CellProgram:
+def make_cell_program(model: FusionModel, task: Any, corruptions: Mapping[str, Any]) -> CellProgram:
     """Compile-once program (variables, batch, severity [M], keep Bool[M], key) -> records.
 
-    Examples with nothing left present are predicted from nothing (uniform logits in effect); they count,
-    since a model in use would have to answer them too.
+    Examples with nothing left present are predicted from nothing (uniform logits in effect); they
+    count, since a model in use would have to answer them too.
     """
 
     def program(
-        variables: PyTree, batch: Batch, severity: Float[Array, " m"], keep: Bool[Array, " m"], key: Array
+        variables: PyTree,
+        batch: Batch,
+        severity: Float[Array, " m"],
+        keep: Bool[Array, " m"],
+        key: Array,
     ) -> dict[str, Array]:
         inputs = dict(batch.inputs)
         for m, name in enumerate(model.modalities):
@@ -100,7 +104,10 @@ def make_cell_program(
                     keys=example_keys(noise, batch.example_id),
                     severity=jnp.broadcast_to(severity[m], batch.mask.shape),
                 )
-        output = model.apply(variables, inputs, batch.present & keep, batch.mask, train=False)
+        output = cast(
+            ModelOutput,
+            model.apply(variables, inputs, batch.present & keep, batch.mask, train=False),
+        )
         return {
             **task.records(output.prediction, batch.target),
             "weights": output.fusion.weights,
@@ -134,7 +141,7 @@ def evaluate_grid(
     Returns:
         One CellRecords per cell.
     """
-    settings = [
+    settings: list[tuple[Any, Any]] = [
         (
             np.array([cell.severity * (name == cell.modality) for name in modalities], np.float32),
             np.array([name not in cell.missing for name in modalities]),
@@ -145,7 +152,8 @@ def evaluate_grid(
     for batch in batches:
         valid = np.asarray(batch.mask)
         placed = place(batch)
-        # All cells are dispatched before any result is fetched, so the device never waits for the host.
+        # All cells are dispatched before any result is fetched, so the device never waits for the
+        # host.
         results = [program(variables, placed, severity, keep, key) for severity, keep in settings]
         for part, result in zip(parts, jax.device_get(results), strict=True):
             part.append({name: value[valid] for name, value in result.items()})

@@ -9,13 +9,17 @@ RESAMPLES = 1000
 
 
 def bootstrap_weights(
-    clusters: Mapping[str, Int[np.ndarray, " n"]], *, num: int, seed: int = 0, resamples: int = RESAMPLES
+    clusters: Mapping[str, Int[np.ndarray, " n"]],
+    *,
+    num: int,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
 ) -> Float[np.ndarray, "r n"]:
     """How often each example counts in each resample: [R, N], float32.
 
-    Every kind of cluster is resampled with replacement by itself and an example counts the product of its
-    clusters' counts, so examples that share a recording rise and fall together. Without clusters the
-    examples themselves are resampled.
+    Every kind of cluster is resampled with replacement by itself and an example counts the product
+    of its clusters' counts, so examples that share a recording rise and fall together. Without
+    clusters the examples themselves are resampled.
 
     Args:
         clusters: name -> id of the cluster of each example.
@@ -24,8 +28,8 @@ def bootstrap_weights(
         resamples: R.
 
     References:
-        Owen and Eckles, Bootstrapping data arrays of arbitrary order, Annals of Applied Statistics 2012
-        (product weights for crossed factors).
+        Owen and Eckles, Bootstrapping data arrays of arbitrary order, Annals of Applied Statistics
+        2012 (product weights for crossed factors).
     """
     generator = np.random.default_rng(seed)
     weights = np.ones((resamples, num), np.float32)
@@ -63,7 +67,9 @@ def seed_interval(
         level: coverage.
     """
     drawn = np.random.default_rng(seed).integers(len(values), size=(len(weights), len(values)))
-    means = (weights @ values.astype(np.float32).T) / np.maximum(weights.sum(axis=1, keepdims=True), 1e-12)
+    means = (weights @ values.astype(np.float32).T) / np.maximum(
+        weights.sum(axis=1, keepdims=True), 1e-12
+    )
     resampled = np.take_along_axis(means, drawn, axis=1).mean(axis=1)
     tail = (1 - level) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])

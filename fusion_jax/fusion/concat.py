@@ -16,7 +16,10 @@ class ConcatFusion(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: dict[str, Features], weights: Float[Array, "b m"], present: Bool[Array, "b m"]
+        self,
+        features: dict[str, Features],
+        weights: Float[Array, "b m"],
+        present: Bool[Array, "b m"],
     ) -> Features:
         """Fuse.
 
@@ -29,7 +32,9 @@ class ConcatFusion(nn.Module):
             Features with pooled [B, M x D] only.
         """
         factors = gain(weights, present)
-        parts = [scaled(features[name].pooled, factors[:, m]) for m, name in enumerate(sorted(features))]
+        parts = [
+            scaled(features[name].pooled, factors[:, m]) for m, name in enumerate(sorted(features))
+        ]
         return Features(pooled=jnp.concatenate(parts, axis=-1))
 
     @classmethod

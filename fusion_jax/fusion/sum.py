@@ -12,7 +12,10 @@ class SumFusion(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: dict[str, Features], weights: Float[Array, "b m"], present: Bool[Array, "b m"]
+        self,
+        features: dict[str, Features],
+        weights: Float[Array, "b m"],
+        present: Bool[Array, "b m"],
     ) -> Features:
         """Fuse.
 
@@ -25,7 +28,9 @@ class SumFusion(nn.Module):
             Features with pooled [B, D] only.
         """
         factors = gain(weights, present)
-        parts = [scaled(features[name].pooled, factors[:, m]) for m, name in enumerate(sorted(features))]
+        parts = [
+            scaled(features[name].pooled, factors[:, m]) for m, name in enumerate(sorted(features))
+        ]
         return Features(pooled=sum(parts[1:], parts[0]))
 
     @classmethod

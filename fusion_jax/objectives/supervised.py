@@ -13,12 +13,13 @@ from fusion_jax.types import Batch, ModelOutput
 class Supervised:
     """Task loss of the fused prediction, plus weighted losses of each present modality alone.
 
-    loss_i = task(prediction_i) + unimodal_weight sum_{present m} loss_weights_m task(unimodal_im) + aux_i
+    loss_i = task(prediction_i) + unimodal_weight sum_{present m} loss_weights_m task(unimodal_im) +
+    aux_i
 
     Attributes:
         unimodal_weight: factor of the unimodal losses, >= 0.
-        views: the forward passes it needs; "corrupted" is the batch after the recipe's noise and modality
-            dropout ("clean" would be the batch as loaded).
+        views: the forward passes it needs; "corrupted" is the batch after the recipe's noise and
+            modality dropout ("clean" would be the batch as loaded).
     """
 
     unimodal_weight: float = 0.0

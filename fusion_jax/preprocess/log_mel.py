@@ -12,8 +12,8 @@ from fusion_jax.errors import FusionError
 class LogMel(nn.Module):
     """Log-mel power map of a waveform.
 
-    The transform is a matrix DFT: XLA would gather a sharded batch for an FFT, and at these frame lengths
-    the matrix product is also the faster one.
+    The transform is a matrix DFT: XLA would gather a sharded batch for an FFT, and at these frame
+    lengths the matrix product is also the faster one.
 
     Attributes:
         sample_rate: in Hz.
@@ -34,8 +34,9 @@ class LogMel(nn.Module):
     floor: float = 1e-8
 
     def _frames(self, x: Array) -> Array:
-        """[B, T] to overlapping frames [B, frames, frame]; a tail shorter than a frame is left out."""
-        # Concatenated blocks, not an index array: a gather of overlapping rows is slow on every backend.
+        """[B, T] to overlapping frames [B, frames, frame]; a shorter tail is left out."""
+        # Concatenated blocks, not an index array: a gather of overlapping rows is slow on every
+        # backend.
         blocks = x[:, : x.shape[1] // self.hop * self.hop].reshape(x.shape[0], -1, self.hop)
         overlap = self.frame // self.hop
         count = blocks.shape[1] - overlap + 1
@@ -48,10 +49,12 @@ class LogMel(nn.Module):
             x = x.astype(jnp.float32) / (jnp.iinfo(x.dtype).max + 1.0)
         if self.frame % self.hop or x.shape[1] < self.frame:
             raise FusionError(
-                f"log-mel needs a frame ({self.frame}) that is a multiple of the hop ({self.hop}) and a "
-                f"waveform ({x.shape[1]} samples) of at least one frame: change preprocess.frame or .hop"
+                f"log-mel needs a frame ({self.frame}) that is a multiple of the hop ({self.hop}) "
+                f"and a waveform ({x.shape[1]} samples) of at least one frame: change one of them"
             )
-        spectrum = jnp.matmul(self._frames(x), dft_matrix(self.frame), precision=jax.lax.Precision.HIGHEST)
+        spectrum = jnp.matmul(
+            self._frames(x), dft_matrix(self.frame), precision=jax.lax.Precision.HIGHEST
+        )
         half = self.frame // 2 + 1
         power = spectrum[..., :half] ** 2 + spectrum[..., half:] ** 2
         filters = mel_filters(sample_rate=self.sample_rate, frame=self.frame, bins=self.bins)
@@ -60,7 +63,7 @@ class LogMel(nn.Module):
 
 
 def dft_matrix(frame: int) -> np.ndarray:
-    """[frame, 2 (frame/2 + 1)]: Hann window times cosines, then sines; scaled so a full-scale sine is ~0.25."""
+    """[frame, 2 (frame/2 + 1)]: Hann window times cosines, then sines, over half its sum."""
     n = np.arange(frame)
     angles = 2 * np.pi * np.outer(n, np.arange(frame // 2 + 1)) / frame
     window = (0.5 - 0.5 * np.cos(2 * np.pi * n / frame)) / (frame / 2)
@@ -70,7 +73,7 @@ def dft_matrix(frame: int) -> np.ndarray:
 
 
 def mel_filters(*, sample_rate: int, frame: int, bins: int) -> np.ndarray:
-    """[frame/2 + 1, bins] triangular filters, equally spaced from 0 Hz to half the rate on the mel scale.
+    """[frame/2 + 1, bins] triangles, equally spaced on the mel scale up to half the rate.
 
     References:
         O'Shaughnessy, Speech Communication, 1987: mel = 2595 log10(1 + f / 700).

@@ -11,7 +11,8 @@ class StaticScheduler(nn.Module):
     """Equal weight for each present modality.
 
     Attributes:
-        signals: computed for logs and reports and trained by their own losses; the weights ignore them.
+        signals: computed for logs and reports and trained by their own losses; the weights ignore
+            them.
     """
 
     signals: tuple[nn.Module, ...] = ()

@@ -21,10 +21,10 @@ def _default_signals() -> tuple[nn.Module, ...]:
 class UDMLScheduler(nn.Module):
     """w proportional to the product over signals of signal^-exponent, over the present modalities.
 
-    With the default signals this is w ~ rho^-tau dependence^-kappa: little weight where the input looks
-    noisy, and less for a modality that the model already leans on, so that a weak modality is not
-    suppressed twice. The exponents are learned by the task's loss within (0, limit); the signals get no
-    gradient from the weights.
+    With the default signals this is w ~ rho^-tau dependence^-kappa: little weight where the input
+    looks noisy, and less for a modality that the model already leans on, so that a weak modality is
+    not suppressed twice. The exponents are learned by the task's loss within (0, limit); the
+    signals get no gradient from the weights.
 
     Attributes:
         signals: positive signals, each larger = less reliable.
@@ -32,7 +32,8 @@ class UDMLScheduler(nn.Module):
         limit: upper bound of an exponent.
 
     References:
-        Wei et al., UDML, arXiv 2603.19681: w = g(1 / (rho alpha)), that is both exponents fixed at 1.
+        Wei et al., UDML, arXiv 2603.19681: w = g(1 / (rho alpha)), that is both exponents fixed at
+            1.
     """
 
     signals: tuple[nn.Module, ...] = dataclasses.field(default_factory=_default_signals)
@@ -59,7 +60,7 @@ class UDMLScheduler(nn.Module):
 def power_weights(
     values: Float[Array, "s b m"], exponents: Float[Array, " s"], present: Array
 ) -> Float[Array, "b m"]:
-    """w proportional to prod_s values_s^-exponents_s over present modalities; gradient into exponents only.
+    """Weights ~ prod_s values_s^-exponents_s over present modalities; gradient to exponents only.
 
     Args:
         values: [S, B, M], > 0.

@@ -1,4 +1,4 @@
-"""How much does the model lean on a modality? The change of its logits when the modality is dropped."""
+"""How much does the model lean on a modality? The change of its logits without it."""
 
 import itertools
 import math
@@ -18,20 +18,21 @@ MAX_MODALITIES = 8
 
 
 class Dependence(nn.Module):
-    """Running share of each modality in the model's prediction; mean 1 over modalities, 1 = balanced.
+    """Running share of each modality in the prediction: mean 1, and 1 each is balanced.
 
-    Measured in training on clean examples with everything present: the L1 change of the centred logits
-    when a modality is dropped (leave-one-out up to two modalities, beyond that its Shapley average over
-    subsets, since leave-one-out is near 0 for redundant modalities). Shares are clipped to
-    [margin, M - margin] and averaged over steps. Evaluation uses the stored average.
+    Measured in training on clean examples with everything present: the L1 change of the centred
+    logits when a modality is dropped (leave-one-out up to two modalities, beyond that its Shapley
+    average over subsets, since leave-one-out is near 0 for redundant modalities). Shares are
+    clipped to [margin, M - margin] and averaged over steps. Evaluation uses the stored average.
 
     Attributes:
         decay: of the running average, in [0, 1).
         margin: distance of a share from 0 and from M; not applied to a single modality.
 
     References:
-        Wei et al., UDML, arXiv 2603.19681 (dependence by modality dropout). Differences from the published
-        code, which takes the mean absolute unimodal logit of the last batch: docs/design.md.
+        Wei et al., UDML, arXiv 2603.19681 (dependence by modality dropout). Differences from the
+        published code, which takes the mean absolute unimodal logit of the last batch:
+        docs/design.md.
     """
 
     decay: float = 0.99
@@ -42,7 +43,8 @@ class Dependence(nn.Module):
         """Measure or recall; `Signal.value` is the share [B, M], the same for every row.
 
         Raises:
-            FusionError: where the task has no per-example prediction, or there are more than 8 modalities.
+            FusionError: where the task has no per-example prediction, or there are more than 8
+                modalities.
         """
         num = len(inputs.modalities)
         share = self.variable("scheduler", "share", jnp.ones, (num,), jnp.float32)
@@ -69,21 +71,28 @@ class Dependence(nn.Module):
 def logit_change(inputs: SchedulerInput) -> Float[Array, "b m"]:
     """L1 change of the centred logits of each example when each modality is dropped: [B, M], >= 0.
 
-    Centring over classes comes first: the head's logits carry an arbitrary shift per example, which a
-    plain difference would count.
+    Centring over classes comes first: the head's logits carry an arbitrary shift per example, which
+    a plain difference would count.
     """
     num = len(inputs.modalities)
     if inputs.predict is None:
-        raise FusionError("dependence needs a per-example prediction; this task has none: use another signal")
+        raise FusionError(
+            "dependence needs a per-example prediction; this task has none: use another signal"
+        )
     if num > MAX_MODALITIES:
-        raise FusionError(f"dependence over {num} modalities would need 2^{num} predictions; at most {MAX_MODALITIES}")
+        raise FusionError(
+            f"dependence over {num} modalities needs 2^{num} predictions; at most {MAX_MODALITIES}"
+        )
     subsets, pairs, weights = _coalitions(num)
     rows = jnp.broadcast_to(subsets[:, None, :], (len(subsets), inputs.present.shape[0], num))
     logits = jax.lax.stop_gradient(inputs.predict(rows)).astype(jnp.float32)
     centred = logits - logits.mean(axis=-1, keepdims=True)
     # One modality at a time: all marginals at once would hold M 2^(M-1) copies of the logits.
     change = [
-        sum(w * jnp.abs(centred[a] - centred[b]).sum(axis=-1) for (a, b), w in zip(pairs[m], weights[m], strict=True))
+        sum(
+            w * jnp.abs(centred[a] - centred[b]).sum(axis=-1)
+            for (a, b), w in zip(pairs[m], weights[m], strict=True)
+        )
         for m in range(num)
     ]
     return jnp.stack(change, axis=-1)
@@ -92,12 +101,16 @@ def logit_change(inputs: SchedulerInput) -> Float[Array, "b m"]:
 def _coalitions(
     num: int,
 ) -> tuple[Bool[np.ndarray, "s m"], list[list[tuple[int, int]]], list[list[float]]]:
-    """Subsets to predict on, and for each modality the (with, without) pairs of subsets and their weights."""
+    """Subsets to predict on, and each modality's (with, without) pairs of them with weights."""
     everything = frozenset(range(num))
     if num <= 2:
         chosen = [everything] + [everything - {m} for m in range(num)]
     else:
-        chosen = [frozenset(c) for size in range(num + 1) for c in itertools.combinations(range(num), size)]
+        chosen = [
+            frozenset(c)
+            for size in range(num + 1)
+            for c in itertools.combinations(range(num), size)
+        ]
     position = {subset: i for i, subset in enumerate(chosen)}
     pairs: list[list[tuple[int, int]]] = []
     weights: list[list[float]] = []
@@ -105,7 +118,10 @@ def _coalitions(
         without = [s for s in chosen if m not in s and s | {m} in position]
         pairs.append([(position[s | {m}], position[s]) for s in without])
         # Shapley: |S|! (M - |S| - 1)! / M!; with a single pair (leave-one-out) the weight is 1.
-        shapley = [math.factorial(len(s)) * math.factorial(num - len(s) - 1) / math.factorial(num) for s in without]
+        shapley = [
+            math.factorial(len(s)) * math.factorial(num - len(s) - 1) / math.factorial(num)
+            for s in without
+        ]
         weights.append([1.0] if len(without) == 1 else shapley)
     table = np.array([[m in subset for m in range(num)] for subset in chosen], bool)
     return table, pairs, weights

@@ -9,20 +9,21 @@ from fusion_jax.types import Features, SchedulerInput, Signal
 
 
 class PredictedNoise(nn.Module):
-    """Predicted total scale rho >= 1 of each modality: 1 is clean, sqrt(1 + level^2) at a noise level.
+    """Predicted total scale rho of each modality: 1 is clean, sqrt(1 + level^2) noisy.
 
-    A small network per modality reads the encoder's features with stopped gradient, so the encoder is
-    never bent to expose noise. Where the injected level is known (training), the squared error of log rho
-    trains the network.
+    A small network per modality reads the encoder's features with stopped gradient, so the encoder
+    is never bent to expose noise. Where the injected level is known (training), the squared error
+    of log rho trains the network.
 
     Attributes:
         hidden: width of the hidden layer.
         loss_weight: factor of the squared error in `aux_loss`.
 
     References:
-        Wei et al., UDML, arXiv 2603.19681 (noise-aware uncertainty estimator). The published code reads
-        the encoder's standard deviation and regresses a level that is 1 for clean; the scale used here is
-        the total one, so that two clean inputs have equal rho whatever small level is predicted.
+        Wei et al., UDML, arXiv 2603.19681 (noise-aware uncertainty estimator). The published code
+        reads the encoder's standard deviation and regresses a level that is 1 for clean; the scale
+        used here is the total one, so that two clean inputs have equal rho whatever small level is
+        predicted.
     """
 
     hidden: int = 64
@@ -34,9 +35,13 @@ class PredictedNoise(nn.Module):
         outputs = []
         for name in inputs.modalities:
             x = jax.lax.stop_gradient(noise_cues(inputs.features[name]))
-            x = nn.gelu(nn.Dense(self.hidden, name=f"hidden_{name}")(nn.LayerNorm(name=f"norm_{name}")(x)))
+            x = nn.gelu(
+                nn.Dense(self.hidden, name=f"hidden_{name}")(nn.LayerNorm(name=f"norm_{name}")(x))
+            )
             # Zero-initialised: every modality starts at the same rho, so weighting starts static.
-            outputs.append(nn.Dense(1, kernel_init=nn.initializers.zeros, name=f"scale_{name}")(x)[:, 0])
+            outputs.append(
+                nn.Dense(1, kernel_init=nn.initializers.zeros, name=f"scale_{name}")(x)[:, 0]
+            )
         log_rho = jax.nn.softplus(jnp.stack(outputs, axis=-1))
         error = jnp.zeros(log_rho.shape[0])
         if train and inputs.noise_level is not None:
@@ -53,7 +58,8 @@ class PredictedNoise(nn.Module):
 def noise_cues(features: Features) -> Array:
     """What of the features tells noise from signal: [B, C], float32.
 
-    Pooled features, with the mean log variance code of a probabilistic encoder and the spread of the
+    Pooled features, with the mean log variance code of a probabilistic encoder and the spread of
+    the
     tokens where there are any: noise makes positions differ from one another.
     """
     parts = [features.pooled]

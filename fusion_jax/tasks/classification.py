@@ -39,7 +39,7 @@ class Classification:
     label_smoothing: float = 0.0
 
     def loss(self, logits: Float[Array, "b k"], target: Int[Array, " b"]) -> Float[Array, " b"]:
-        """Cross entropy of each row, natural log; leading axes of `logits` may exceed those of `target`."""
+        """Cross entropy of each row, natural log; `target` broadcasts to the rows of `logits`."""
         labels = optax.smooth_labels(nn.one_hot(target, logits.shape[-1]), self.label_smoothing)
         return optax.softmax_cross_entropy(logits.astype(jnp.float32), labels)
 

@@ -1,7 +1,7 @@
 """Checkpoints: the only file that knows Orbax.
 
-Kept are the best on validation and the last two. A checkpoint is the whole training state with an integer
-digest: a flipped bit in an array file would otherwise be restored without a word.
+Kept are the best on validation and the last two. A checkpoint is the whole training state with an
+integer digest: a flipped bit in an array file would otherwise be restored without a word.
 """
 
 import logging
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one run.
 
-    Saving is asynchronous: `save` returns when the state is copied, and a failure to write shows at the
-    next call. A failed save never touches the checkpoints before it.
+    Saving is asynchronous: `save` returns when the state is copied, and a failure to write shows at
+    the next call. A failed save never touches the checkpoints before it.
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False):
@@ -42,8 +42,8 @@ class Checkpoints:
                 ),
             ]
         )
-        # best_fn is what makes Orbax write the metrics next to a checkpoint, so that the policy still
-        # knows them after a restart.
+        # best_fn is what makes Orbax write the metrics next to a checkpoint, so that the policy
+        # still knows them after a restart.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=keep,
             best_fn=_selection,
@@ -60,8 +60,8 @@ class Checkpoints:
 
         Args:
             state: the state after a finished step.
-            metrics: validation metrics with "selection" (higher is better), or None for a state that was
-                not validated, which can be the last one but never the best.
+            metrics: validation metrics with "selection" (higher is better), or None for a state
+                that was not validated, which can be the last one but never the best.
 
         Raises:
             FusionError: where this or the save before it could not be written.
@@ -98,7 +98,7 @@ class Checkpoints:
         return self._first_intact(steps, template) if steps else None
 
     def restore_best(self, template: TrainState) -> TrainState:
-        """The state that did best on validation (the later of equals); raises like `restore_last`."""
+        """The best state on validation (the later of equals); raises like `restore_last`."""
         scores = {step: self.metrics(step).get(SELECTION) for step in self._manager.all_steps()}
         known = {step: score for step, score in scores.items() if score is not None}
         if not known:
@@ -119,18 +119,23 @@ class Checkpoints:
         for step in steps:
             try:
                 self._compare_structure(step, template)
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(_abstract(template)))
+                state = self._manager.restore(
+                    step, args=ocp.args.StandardRestore(_abstract(template))
+                )
                 expected = (self._manager.metadata(step).custom_metadata or {}).get("digest")
                 if int(digest(state)) == expected:
                     return state
                 reason = "its contents do not match its digest"
             except FusionError:
                 raise
-            # Orbax and TensorStore raise many kinds for damaged files; all mean: take the one before.
+            # Orbax and TensorStore raise many kinds for damaged files; all mean: take the one
+            # before.
             except Exception as error:
                 reason = _first_line(error)
             logger.warning("checkpoint of step %d in %s is damaged (%s)", step, self.folder, reason)
-        raise FusionError(f"every checkpoint in {self.folder} is damaged: restore the folder or train again")
+        raise FusionError(
+            f"every checkpoint in {self.folder} is damaged: restore the folder or train again"
+        )
 
     def _compare_structure(self, step: int, template: TrainState) -> None:
         """Refuse a checkpoint of another model, naming the first differing path."""
@@ -140,14 +145,15 @@ class Checkpoints:
             if saved.get(path) != wanted.get(path):
                 raise FusionError(
                     f"the checkpoint in {self.folder} is of another model: {path} is "
-                    f"{saved.get(path, 'absent')} there and {wanted.get(path, 'absent')} in this model"
+                    f"{saved.get(path, 'absent')} there, {wanted.get(path, 'absent')} in this model"
                 )
 
 
 def digest(tree: PyTree) -> UInt32[Array, ""]:
     """A 32-bit number that changes when any bit of any leaf changes.
 
-    Integer sums modulo 2^32 of bits times odd position weights: the same for any sharding and order.
+    Integer sums modulo 2^32 of bits times odd position weights: the same for any sharding and
+    order.
     """
     return _digest(jax.tree.map(_raw, tree))
 
@@ -213,5 +219,6 @@ class _one_line:
             full = "No space left" in text or "ENOSPC" in text or "RESOURCE_EXHAUSTED" in text
             cure = "the disk is full: free space" if full else f"{_first_line(error)}; mend that"
             raise FusionError(
-                f"{self.what}: {cure} and run the same command again; checkpoints before it are intact"
+                f"{self.what}: {cure} and run the same command again; "
+                "the checkpoints before it are intact"
             ) from error

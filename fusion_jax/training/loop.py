@@ -28,8 +28,9 @@ SHOWN = ("loss", "accuracy", "validation/accuracy", "validation/selection")
 def train(config: Config, workdir: str | Path) -> TrainState:
     """Train, or go on where a run in `workdir` stopped.
 
-    Layout: `config.json` (the resolved configuration), `run.json` (versions, commit, data specification),
-    and for each seed `seed_<i>/` with `checkpoints/`, `metrics.jsonl` and TensorBoard events.
+    Layout: `config.json` (the resolved configuration), `run.json` (versions, commit, data
+    specification), and for each seed `seed_<i>/` with `checkpoints/`, `metrics.jsonl` and
+    TensorBoard events.
 
     Args:
         config: the experiment. Selection is on validation; the test split is not read.
@@ -39,7 +40,8 @@ def train(config: Config, workdir: str | Path) -> TrainState:
         The state after the last step of the last seed.
 
     Raises:
-        FusionError: bad configuration, data or checkpoints, a full disk, or a loss that is not finite.
+        FusionError: bad configuration, data or checkpoints, a full disk, or a loss that is not
+            finite.
         Stopped: SIGTERM came; the state was saved and the same call goes on from there.
     """
     config.check()
@@ -130,7 +132,9 @@ class Trainer:
                     checkpoints.save(state, metrics=None)
                 if stop:
                     checkpoints.wait()
-                    raise Stopped(f"stopped by SIGTERM after step {step}: saved; the same command goes on")
+                    raise Stopped(
+                        f"stopped by SIGTERM after step {step}: saved; the same command goes on"
+                    )
         return state
 
     def _flush(self, pending: list[Any], log: RunLog, checkpoints: Checkpoints) -> None:
@@ -144,8 +148,9 @@ class Trainer:
             if not np.isfinite(metrics["loss"]):
                 checkpoints.wait()
                 raise FusionError(
-                    f"the loss became {metrics['loss']} at step {step}: the last good checkpoint is kept in "
-                    f"{checkpoints.folder}; lower config.optimizer.learning_rate or look at the data"
+                    f"the loss became {metrics['loss']} at step {step}: lower "
+                    "config.optimizer.learning_rate or look at the data; the last good checkpoint "
+                    f"is kept in {checkpoints.folder}"
                 )
         means = {
             name: np.mean([metrics[name] for _, metrics in fetched], axis=0)
@@ -157,8 +162,8 @@ class Trainer:
     def validate(self, state: TrainState, source: Source) -> dict[str, float]:
         """Scores on the validation split.
 
-        "selection", by which the best checkpoint is chosen, is the mean accuracy over the clean cell, each
-        corruptible modality at the recipe's largest severity, and each missing pattern.
+        "selection", by which the best checkpoint is chosen, is the mean accuracy over the clean
+        cell, each corruptible modality at the recipe's largest severity, and each missing pattern.
         """
         corruptions = self.config.recipe.corruptions
         cells = robustness_cells(
@@ -177,7 +182,8 @@ class Trainer:
         )
         scores = [self.config.task.compute(cell.records) for cell in found]
         named = {
-            f"{_cell_name(cell)}": score["accuracy"] for cell, score in zip(cells[1:], scores[1:], strict=True)
+            f"{_cell_name(cell)}": score["accuracy"]
+            for cell, score in zip(cells[1:], scores[1:], strict=True)
         }
         return {**scores[0], **named, SELECTION: float(np.mean([s["accuracy"] for s in scores]))}
 
@@ -193,14 +199,14 @@ def _check_modalities(config: Config, spec: DataSpec) -> None:
     """The model and the data must speak of the same modalities."""
     if config.model.modalities != spec.names:
         raise FusionError(
-            f"the model's modalities are {list(config.model.modalities)}, the data's {list(spec.names)}: "
-            "change config.model.encoders or config.data"
+            f"the model's modalities are {list(config.model.modalities)}, "
+            f"the data's {list(spec.names)}: change config.model.encoders or config.data"
         )
 
 
 @contextlib.contextmanager
 def _sigterm_noted() -> Iterator[list[int]]:
-    """A list that becomes non-empty when SIGTERM arrives; outside the main thread it stays empty."""
+    """A list that fills when SIGTERM arrives; outside the main thread it stays empty."""
     noted: list[int] = []
     try:
         before = signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))

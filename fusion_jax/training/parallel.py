@@ -29,7 +29,9 @@ class DataParallel:
         """Refuse batch sizes that do not divide over the devices."""
         for name, size in batch_sizes.items():
             if size % self.mesh.size:
-                raise FusionError(f"config.{name} is {size}: it must be a multiple of the {self.mesh.size} devices")
+                raise FusionError(
+                    f"config.{name} is {size}: make it a multiple of the {self.mesh.size} devices"
+                )
 
     def place_state(self, state: TrainState) -> TrainState:
         """A copy of the state on every device; a copy, because the step donates its state."""
@@ -41,7 +43,9 @@ class DataParallel:
 
     def compile(self, step: Step) -> Step:
         """The compiled step; it consumes the state it is given."""
-        compiled = jax.jit(step, donate_argnums=0, out_shardings=(self._everywhere, self._everywhere))
+        compiled = jax.jit(
+            step, donate_argnums=0, out_shardings=(self._everywhere, self._everywhere)
+        )
 
         def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
             with jax.set_mesh(self.mesh):

@@ -15,8 +15,8 @@ from tqdm import tqdm
 class RunLog:
     """The log of one run (one seed).
 
-    `metrics.jsonl` holds one object per line with "step" and plain numbers. On resume the lines after the
-    restored step are cut, so the file is what an uninterrupted run would have written.
+    `metrics.jsonl` holds one object per line with "step" and plain numbers. On resume the lines
+    after the restored step are cut, so the file is what an uninterrupted run would have written.
     """
 
     def __init__(
@@ -62,7 +62,11 @@ class RunLog:
         seconds = (self._num_steps - step) * self._batch_size / max(self.rate(), 1e-9)
         words = "  ".join(f"{name} {value}" for name, value in shown.items())
         left = f"{self.rate():.0f} examples/s  {tqdm.format_interval(seconds)} left"
-        print(f"{self._title}  step {step}/{self._num_steps}  {words}  {left}", file=sys.stderr, flush=True)
+        print(
+            f"{self._title}  step {step}/{self._num_steps}  {words}  {left}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def close(self) -> None:
         """Flush and close."""
@@ -74,7 +78,7 @@ class RunLog:
 def flatten_metrics(
     metrics: Mapping[str, Array | np.ndarray], modalities: Sequence[str]
 ) -> dict[str, float]:
-    """Plain numbers from step metrics; a vector [M] becomes one entry per modality, "name/modality"."""
+    """Plain numbers from step metrics; a vector [M] becomes entries "name/modality"."""
     flat: dict[str, float] = {}
     for name, value in metrics.items():
         values = np.asarray(value)

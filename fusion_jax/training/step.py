@@ -1,6 +1,8 @@
-"""The training step: one pure function (state, batch) -> (state, metrics), for every strategy and method."""
+"""The training step: one pure function (state, batch) -> (state, metrics) for every method."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,44 +31,29 @@ def make_train_step(
     """Build the step. Everything given is closed over; only arrays are arguments."""
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        progress = state.step / num_steps
         views = {name: make_view(name, batch, recipe, state) for name in objective.views}
+        batches = {name: view for name, (view, _) in views.items()}
+        first_view = objective.views[0]
 
         def loss_of(params: Any) -> tuple[Array, tuple[Any, ...]]:
-            collections, outputs = state.collections, {}
-            for name, (view, noise_level) in views.items():
-                outputs[name], collections = model.apply(
-                    {"params": params, **collections},
-                    view.inputs,
-                    view.present,
-                    view.mask,
-                    train=True,
-                    progress=progress,
-                    noise_level=noise_level,
-                    mutable=list(state.collections),
-                    rngs={"dropout": stream(state.key, "dropout", name, state.step)},
-                )
-            first = jax.lax.stop_gradient(outputs[objective.views[0]])
-            prepared = model.apply(
-                {"params": params, **state.collections}, batch.inputs, batch.present, train=False, method="prepare"
-            )
-            clean = jax.lax.stop_gradient(batch.replace(inputs=prepared))
-            loss_weights, update_scale, balancer_state = balancer.observe(state.balancer, clean, first)
-            batches = {name: view for name, (view, _) in views.items()}
+            outputs, collections = run_views(model, params, state, views, state.step / num_steps)
+            first = jax.lax.stop_gradient(outputs[first_view])
+            clean = clean_view(model, params, state, batch)
+            loss_weights, scale, balancer_state = balancer.observe(state.balancer, clean, first)
             rows, objective_state, terms = objective(
                 outputs, batches, state.objective, task=task, loss_weights=loss_weights
             )
-            carried = (collections, balancer_state, objective_state, update_scale, rows, terms)
-            return mean_share(rows, batch.mask), (carried, first)
+            states = (collections, balancer_state, objective_state)
+            return mean_share(rows, batch.mask), (states, scale, first, {"loss": rows, **terms})
 
-        (_, (carried, first)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-        collections, balancer_state, objective_state, update_scale, rows, terms = carried
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (_, (states, update_scale, first, rows)), grads = gradient(state.params)
+        collections, balancer_state, objective_state = states
         grads = psum(grads)
         updates, opt_state = tx.update(
             grads, state.opt_state, state.params, update_scale=update_scale
         )
-        view, _ = views[objective.views[0]]
-        metrics = step_metrics(model, task, first, view, {"loss": rows, **terms})
+        metrics = step_metrics(model, task, first, batches[first_view], rows)
         metrics["gradient_norm"] = optax.global_norm(grads)
         next_state = TrainState(
             step=state.step + 1,
@@ -82,6 +69,41 @@ def make_train_step(
     return step
 
 
+def run_views(
+    model: FusionModel,
+    params: Any,
+    state: TrainState,
+    views: Mapping[str, tuple[Batch, Array]],
+    progress: Array,
+) -> tuple[dict[str, ModelOutput], dict[str, Any]]:
+    """Outputs of each view, and the collections after the last one."""
+    collections: Any = state.collections
+    outputs = {}
+    for name, (view, noise_level) in views.items():
+        output, collections = model.apply(
+            {"params": params, **collections},
+            view.inputs,
+            view.present,
+            view.mask,
+            train=True,
+            progress=progress,
+            noise_level=noise_level,
+            mutable=list(state.collections),
+            rngs={"dropout": stream(state.key, "dropout", name, state.step)},
+        )
+        outputs[name] = cast(ModelOutput, output)
+    return outputs, dict(collections)
+
+
+def clean_view(model: FusionModel, params: Any, state: TrainState, batch: Batch) -> Batch:
+    """The batch as loaded, preprocessed, for the balancer; unused, it costs nothing."""
+    variables = {"params": params, **state.collections}
+    prepared: Any = model.apply(
+        variables, batch.inputs, batch.present, train=False, method="prepare"
+    )
+    return jax.lax.stop_gradient(dataclasses.replace(batch, inputs=prepared))
+
+
 def make_view(
     name: str, batch: Batch, recipe: Recipe, state: TrainState
 ) -> tuple[Batch, Float[Array, "b m"]]:
@@ -92,7 +114,9 @@ def make_view(
     if name == "clean":
         return batch, jnp.zeros(batch.present.shape, jnp.float32)
     if name != "corrupted":
-        raise FusionError(f"unknown view {name!r}: an objective may ask for 'clean' and 'corrupted'")
+        raise FusionError(
+            f"unknown view {name!r}: an objective may ask for 'clean' and 'corrupted'"
+        )
     inputs, levels = dict(batch.inputs), []
     for modality in sorted(inputs):
         level = jnp.zeros(batch.mask.shape[0], jnp.float32)
@@ -107,7 +131,8 @@ def make_view(
             rate=recipe.modality_dropout,
             example_id=batch.example_id,
         )
-    return batch.replace(inputs=inputs, present=present), jnp.stack(levels, axis=-1)
+    view = dataclasses.replace(batch, inputs=inputs, present=present)
+    return view, jnp.stack(levels, axis=-1)
 
 
 def _corrupt_modality(
@@ -119,7 +144,9 @@ def _corrupt_modality(
     severity = jax.vmap(lambda key: jax.random.uniform(stream(key, "value")))(keys)
     noisy = jax.vmap(lambda key: jax.random.bernoulli(stream(key, "coin"), recipe.noise_rate))(keys)
     severity = jnp.where(noisy, recipe.max_severity * (1 - severity), 0)
-    noise_keys = example_keys(stream(state.key, "corruption", modality, state.step), batch.example_id)
+    noise_keys = example_keys(
+        stream(state.key, "corruption", modality, state.step), batch.example_id
+    )
     corrupted = corrupt_batch(
         corruption, batch.inputs[modality], keys=noise_keys, severity=severity
     )
@@ -129,7 +156,7 @@ def _corrupt_modality(
 def step_metrics(
     model: FusionModel, task: Any, output: ModelOutput, view: Batch, rows: dict[str, Array]
 ) -> Metrics:
-    """Global means over the step's batch: scalars, and [M] vectors over rows where a modality is present."""
+    """Global means over the batch: scalars, and [M] vectors over rows with the modality."""
     metrics = {name: masked_mean(value, view.mask) for name, value in rows.items()}
     metrics["accuracy"] = masked_mean(
         task.records(output.prediction, view.target)["correct"], view.mask

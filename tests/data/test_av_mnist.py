@@ -21,10 +21,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fusion_jax.data import av_mnist
+from fusion_jax.data import av_mnist, originals
 from fusion_jax.data.av_mnist import AVMNIST
 from fusion_jax.data.builders import av_mnist as recipe
-from fusion_jax.data import originals
 from fusion_jax.data.builders.spoken_digits import SpokenDigits
 from fusion_jax.errors import FusionError
 from fusion_jax.sources import ArraySpec, check_record
