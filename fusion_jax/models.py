@@ -104,7 +104,7 @@ class FusionModel(nn.Module):
         stopped = jax.lax.stop_gradient(features)
 
         def predict(subsets: Bool[Array, "*lead b m"]) -> Float[Array, "*lead b k"]:
-            return jax.lax.stop_gradient(self._on_subsets(stopped, subsets & present))
+            return jax.lax.stop_gradient(self._on_subsets(stopped, _within(subsets, present)))
 
         fusion = self.scheduler(
             SchedulerInput(
@@ -119,7 +119,7 @@ class FusionModel(nn.Module):
             train=train,
         )
         prediction = self.head(self.fusion(features, fusion.weights, present), train=train)
-        alone = jnp.eye(len(self.modalities), dtype=bool)[:, None, :] & present
+        alone = _within(jnp.eye(len(self.modalities), dtype=bool)[:, None, :], present)
         unimodal = jnp.moveaxis(self._on_subsets(features, alone), 0, 1)
         return ModelOutput(prediction, unimodal, fusion, features)
 
@@ -176,6 +176,12 @@ class FusionModel(nn.Module):
 def parameter_modality(path: tuple[str, ...], modalities: tuple[str, ...]) -> str | None:
     """The modality whose encoder owns a parameter of a FusionModel, or None for shared ones."""
     return next((name for name in modalities if path[0] == f"encoders_{name}"), None)
+
+
+def _within(subsets: Bool[Array, "*lead b m"], present: Bool[Array, "b m"]) -> Bool[Array, "..."]:
+    """The part of each subset that is present; rows of `subsets` may be 1, for all."""
+    shape = (*subsets.shape[:-2], *present.shape)
+    return jnp.broadcast_to(subsets, shape) & jnp.broadcast_to(present, shape)
 
 
 def _zero_absent(x: Any, here: Bool[Array, " b"]) -> Any:

@@ -54,7 +54,13 @@ class BatchNorm(nn.Module):
                     use_variance
                 )
         factor = scale * jax.lax.rsqrt(use_variance + self.epsilon)
-        return (x * factor + (bias - use_mean * factor)).astype(x.dtype)
+        shift = bias - use_mean * factor
+        return (x * _as_row(factor, x) + _as_row(shift, x)).astype(x.dtype)
+
+
+def _as_row(values: Array, like: Array) -> Array:
+    """[C] with leading axes of size 1, to broadcast against [B, ..., C] in plain sight."""
+    return values.reshape((1,) * (like.ndim - 1) + (-1,))
 
 
 def _moments(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
@@ -68,5 +74,5 @@ def _moments(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
     values = jnp.where(rows, x, 0).astype(jnp.float32)
     mean = psum(jnp.sum(values, axis=axes)) / safe
     # Two passes: E[x^2] - E[x]^2 cancels badly for activations with a large mean.
-    centred = jnp.where(rows, values - mean, 0)
+    centred = jnp.where(rows, values - _as_row(mean, x), 0)
     return mean, psum(jnp.sum(centred**2, axis=axes)) / safe, count > 0

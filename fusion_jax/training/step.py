@@ -54,7 +54,7 @@ def make_train_step(
             grads, state.opt_state, state.params, update_scale=update_scale
         )
         metrics = step_metrics(model, task, first, batches[first_view], rows)
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         next_state = TrainState(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

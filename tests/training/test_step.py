@@ -1,0 +1,253 @@
+"""The training step: one function, the same numbers under every strategy."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fusion_jax.axes import DATA_AXIS
+from fusion_jax.balancing.none import NoBalancer
+from fusion_jax.blocks.norm import BatchNorm
+from fusion_jax.config import Recipe
+from fusion_jax.corruptions.gaussian_noise import GaussianNoise
+from fusion_jax.encoders.mlp import MLPEncoder
+from fusion_jax.fusion.concat import ConcatFusion
+from fusion_jax.models import FusionModel, parameter_modality
+from fusion_jax.objectives.supervised import Supervised
+from fusion_jax.optimizers import AdamW
+from fusion_jax.schedulers.udml import UDMLScheduler
+from fusion_jax.tasks.classification import Classification, ClassificationHead
+from fusion_jax.training.parallel import DataParallel
+from fusion_jax.training.state import create_state
+from fusion_jax.training.step import make_train_step
+from fusion_jax.types import Features
+from tests.conftest import make_batch
+
+
+class NormedEncoder(nn.Module):
+    """A smooth encoder with batch statistics: rows of other devices matter to it."""
+
+    features: int = 6
+
+    @nn.compact
+    def __call__(self, x, *, train, mask=None):
+        x = BatchNorm()(nn.Dense(8, use_bias=False)(x), train=train, mask=mask)
+        return Features(pooled=nn.Dense(self.features)(nn.gelu(x)))
+
+
+QUIET = Recipe(noise_rate=0.0, modality_dropout=0.0)
+
+
+@dataclasses.dataclass
+class HalfLeft(NoBalancer):
+    """Scales the updates of the first modality by `factor`."""
+
+    factor: float = 0.5
+
+    def observe(self, state, batch, output):
+        ones, scale, state = super().observe(state, batch, output)
+        return ones, scale.at[0].set(self.factor), state
+
+
+def make_parts(balancer=None, recipe=None, encoder=NormedEncoder, tx=None):
+    model = FusionModel(
+        encoders={
+            "left": encoder(),
+            "right": MLPEncoder(hidden=(8,), features=6, dropout_rate=0.1),
+        },
+        scheduler=UDMLScheduler(),
+        fusion=ConcatFusion(),
+        head=ClassificationHead(3),
+    )
+    names = ("left", "right")
+    default = Recipe(corruptions={"left": GaussianNoise(deviation=1.0)}, modality_dropout=0.3)
+    tx = tx or AdamW(learning_rate=3e-3).build(
+        num_steps=100,
+        path_to_modality=lambda path: parameter_modality(path, names),
+        modalities=names,
+    )
+    parts = {
+        "model": model,
+        "task": Classification(),
+        "objective": Supervised(unimodal_weight=0.5),
+        "balancer": balancer or NoBalancer(),
+        "recipe": recipe or default,
+        "tx": tx,
+        "num_steps": 100,
+    }
+    state = create_state(
+        model=model,
+        tx=tx,
+        balancer=parts["balancer"],
+        objective=parts["objective"],
+        example=make_batch(2, missing=False),
+        key=jax.random.key(0),
+    )
+    return parts, state
+
+
+def batches(num=5):
+    # 16 rows on 8 devices, 11 of them valid: the last two devices hold padding only.
+    return [make_batch(16, valid=11, seed=i) for i in range(num)]
+
+
+def losses_and_params(run, state):
+    losses = []
+    for batch in batches():
+        state, metrics = run(state, batch)
+        losses.append(float(np.ravel(metrics["loss"])[0]))
+    return losses, jax.device_get(state.params), jax.device_get(state.collections)
+
+
+def assert_close(a, b, atol=1e-5):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, atol=atol)
+
+
+# Compiling a step takes seconds: tests that can share one do.
+@pytest.fixture(scope="module")
+def noisy_step():
+    parts, state = make_parts()
+    return jax.jit(make_train_step(**parts)), state
+
+
+@pytest.fixture(scope="module")
+def quiet_step():
+    """Without noise and modality dropout: presence is what the batch says. Counts its traces."""
+    parts, state = make_parts(recipe=QUIET)
+    traces, step = [], make_train_step(**parts)
+
+    def counted(state, batch):
+        traces.append(1)
+        return step(state, batch)
+
+    return jax.jit(counted), state, traces
+
+
+@pytest.fixture(scope="module")
+def one_device(noisy_step):
+    return losses_and_params(*noisy_step)
+
+
+def test_step_under_jit_on_eight_devices_equals_one_device(one_device):
+    parts, state = make_parts()
+    parallel = DataParallel()
+    assert parallel.mesh.size == 8
+    step = parallel.compile(make_train_step(**parts))
+    losses, params, collections = losses_and_params(
+        lambda s, b: step(s, parallel.place_batch(b)), parallel.place_state(state)
+    )
+    np.testing.assert_allclose(losses, one_device[0], atol=1e-5)
+    assert_close((params, collections), one_device[1:])
+
+
+def test_step_under_pmap_on_eight_devices_equals_one_device(one_device):
+    parts, state = make_parts()
+    step = jax.pmap(make_train_step(**parts), axis_name=DATA_AXIS)
+
+    def split(x):
+        return jnp.reshape(x, (8, 2, *x.shape[1:]))
+
+    state = jax.tree.map(lambda x: jnp.stack([x] * 8), state)
+    losses, params, collections = losses_and_params(
+        lambda s, b: step(s, jax.tree.map(split, b)), state
+    )
+    np.testing.assert_allclose(losses, one_device[0], atol=1e-5)
+    for device in (0, 7):
+        mine = jax.tree.map(lambda x, device=device: x[device], (params, collections))
+        assert_close(mine, one_device[1:])
+
+
+def test_padding_rows_never_count(noisy_step):
+    step, state = noisy_step
+    batch = make_batch(16, valid=11)
+    other = jax.tree.map(np.copy, batch)
+    for name in other.inputs:
+        other.inputs[name][11:] = 1e3
+    other.target[11:] = 2
+    first, second = step(state, batch), step(state, other)
+    for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        assert np.array_equal(np.asarray(raw(x)), np.asarray(raw(y)))
+
+
+def raw(x):
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def test_missing_inputs_reach_neither_loss_nor_gradient_even_as_nan(quiet_step):
+    step, state, _ = quiet_step
+    batch = make_batch(16)
+    broken = jax.tree.map(np.copy, batch)
+    for m, name in enumerate(sorted(broken.inputs)):
+        broken.inputs[name][~broken.present[:, m]] = np.nan
+    (after, metrics), (after_broken, metrics_broken) = step(state, batch), step(state, broken)
+    assert float(metrics["loss"]) == float(metrics_broken["loss"])
+    for x, y in zip(
+        jax.tree.leaves(after.params), jax.tree.leaves(after_broken.params), strict=True
+    ):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_step_traces_once_and_lowers_the_loss(quiet_step):
+    step, state, traces = quiet_step
+    batch = make_batch(16)
+    losses = []
+    for _ in range(80):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["task_loss"]))
+    assert len(traces) == 1
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:3])
+    assert int(state.step) == 80
+
+
+def test_update_scale_scales_the_step_of_one_encoder_exactly():
+    # With plain SGD the step is -lr g: halving the scale halves the step of "left" alone.
+    from fusion_jax.balancing import scale_by_modality
+
+    names = ("left", "right")
+    tx = optax.chain(
+        scale_by_modality(lambda path: parameter_modality(path, names), names), optax.sgd(0.1)
+    )
+    moves = []
+    for balancer in (NoBalancer(), HalfLeft()):
+        parts, state = make_parts(balancer=balancer, tx=tx, recipe=QUIET)
+        after, _ = jax.jit(make_train_step(**parts))(state, make_batch(16))
+        moves.append(jax.tree.map(lambda a, b: np.asarray(a - b), after.params, state.params))
+    plain, scaled = moves
+    for name in plain:
+        factor = 0.5 if name == "encoders_left" else 1.0
+        assert_close(jax.tree.map(lambda x, f=factor: f * x, plain[name]), scaled[name], atol=1e-7)
+    assert max(np.abs(x).max() for x in jax.tree.leaves(plain["encoders_left"])) > 1e-4
+
+
+def test_unknown_view_is_refused_by_name():
+    parts, state = make_parts()
+    parts["objective"] = Supervised(views=("twisted",))
+    with pytest.raises(Exception, match="unknown view 'twisted'"):
+        make_train_step(**parts)(state, make_batch(4))
+
+
+def test_noise_is_fresh_at_every_step_and_the_same_after_a_restart():
+    from fusion_jax.training.step import make_view
+
+    parts, state = make_parts()
+    batch, recipe = make_batch(16, missing=False), parts["recipe"]
+    view = jax.jit(lambda state: make_view("corrupted", batch, recipe, state))
+    first, level = view(state)
+    again, _ = view(state)
+    later, later_level = view(state.replace(step=state.step + 1))
+    np.testing.assert_array_equal(first.inputs["left"], again.inputs["left"])
+    assert (np.asarray(level) != np.asarray(later_level)).any()
+    assert (np.asarray(first.inputs["left"]) != np.asarray(later.inputs["left"])).any()
+    # "right" has no corruption in the recipe: it stays clean.
+    np.testing.assert_array_equal(first.inputs["right"], batch.inputs["right"])
+    assert not np.asarray(level)[:, 1].any()
+    clean = np.asarray(level)[:, 0] == 0
+    np.testing.assert_array_equal(
+        np.asarray(first.inputs["left"])[clean], batch.inputs["left"][clean]
+    )
+    assert 0 < clean.sum() < 16
