@@ -46,8 +46,8 @@ def get_config(variant: str = "udml") -> Config:
                 ),
             },
         ),
-        num_steps=600,
+        num_steps=1000,
         batch_size=64,
         eval_batch_size=300,
-        eval_every=100,
+        eval_every=200,
     )

@@ -25,7 +25,7 @@ def run(main: Callable[[], None]) -> None:
     def guarded(arguments: Sequence[str]) -> None:
         # Orbax speaks through absl, at length; what a user can act on reaches them as our own
         # lines.
-        absl_logging.set_verbosity(absl_logging.ERROR)
+        absl_logging.set_verbosity(absl_logging.FATAL)
         logging.basicConfig(format="%(message)s", level=logging.ERROR)
         logging.getLogger("fusion_jax").setLevel(logging.WARNING)
         if len(arguments) > 1:
@@ -34,6 +34,8 @@ def run(main: Callable[[], None]) -> None:
             main()
         except FusionError as error:
             _stop(str(error))
+        except OSError as error:
+            _stop(f"{error}: mend that and run the same command again")
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             sys.exit(143)

@@ -16,7 +16,7 @@ from typing import Any
 from flax import linen as nn
 
 from fusion_jax.balancing.none import NoBalancer
-from fusion_jax.errors import FusionError
+from fusion_jax.errors import FusionError, first_line, writing
 from fusion_jax.models import FusionModel
 from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
@@ -160,13 +160,16 @@ def from_tree(tree: Any, *, allow: Sequence[str] = ()) -> Any:
     fields = {key: from_tree(item, allow=allow) for key, item in tree.items() if key != CLASS}
     if CLASS not in tree:
         return fields
-    kind = _import_class(tree[CLASS], allow)
+    kind = _import_class(str(tree[CLASS]), allow)
     unknown = sorted(set(fields) - set(_fields(kind)))
     if unknown:
         raise FusionError(
             f"{tree[CLASS]} has no field {unknown[0]!r}: the run was saved by another version"
         )
-    return kind(**fields)
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise FusionError(f"{tree[CLASS]} cannot be rebuilt: {first_line(error)}") from error
 
 
 def _import_class(path: str, allow: Sequence[str]) -> type:
@@ -226,6 +229,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise FusionError(f"{path} is missing: {path.parent} is not the folder of a run") from None
+    except OSError as error:
+        raise FusionError(f"cannot read {path}: {first_line(error)}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FusionError(f"{path} is damaged ({error}): restore it or train again") from None
 
@@ -233,5 +238,6 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file whole or not at all."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    with writing(f"cannot write {path}"):
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.replace(path)

@@ -52,7 +52,9 @@ def evaluate(
     source = _source(config, data, split, spec)
     parallel = DataParallel()
     parallel.check(eval_batch_size=config.eval_batch_size)
-    program = make_cell_program(config.model, config.task, config.recipe.corruptions)
+    program = parallel.on_mesh(
+        make_cell_program(config.model, config.task, config.recipe.corruptions)
+    )
     cells = robustness_cells(
         spec.names, corrupted=config.recipe.corruptions, severities=config.evaluation_severities
     )
@@ -78,9 +80,8 @@ def evaluate(
         ]
     report = {
         "schema": SCHEMA,
-        "run": {key: run[key] for key in ("command", "commit", "versions", "hardware")}
-        | {"trained_steps": steps, "evaluation": f"python eval.py --workdir={workdir}"},
-        "data": _data_facts(config, spec, source, split, run),
+        "run": _run_facts(run) | {"trained_steps": steps},
+        "data": _data_facts(spec, source, split, run),
         "training_severity": config.recipe.max_severity if config.recipe.noise_rate else 0.0,
         "seeds": [config.seed + index for index in range(config.num_seeds)],
         "cells": rows,
@@ -159,9 +160,15 @@ def _row(
     }
 
 
-def _data_facts(
-    config: Config, spec: DataSpec, source: Source, split: str, run: dict[str, Any]
-) -> dict[str, Any]:
+def _run_facts(run: dict[str, Any]) -> dict[str, Any]:
+    """What the report says about how the run was made."""
+    facts = {key: run[key] for key in ("command", "commit", "versions", "hardware")}
+    words = run["command"].split()
+    config = next((w.partition("=")[2] for w in words if w.startswith("--config=")), None)
+    return facts | {"config": config, "overrides": [w for w in words if w.startswith("--config.")]}
+
+
+def _data_facts(spec: DataSpec, source: Source, split: str, run: dict[str, Any]) -> dict[str, Any]:
     """What the report says about the data."""
     return {
         "name": run["data"]["name"],

@@ -97,7 +97,13 @@ class Predictor:
                 raise FusionError(
                     f"modality {name!r} has dtype {x.dtype}, the model takes {wanted.dtype}"
                 )
-            filled[name] = x.astype(wanted.dtype, copy=False)
+            cast = x.astype(wanted.dtype, copy=False)
+            if not np.issubdtype(cast.dtype, np.floating) and not np.array_equal(cast, x):
+                raise FusionError(
+                    f"modality {name!r} holds values out of the range of {wanted.dtype}, "
+                    "which the model takes"
+                )
+            filled[name] = cast
         given = np.array([name in inputs for name in self.spec.names])
         here = np.broadcast_to(given, (rows, len(given)))
         if present is not None:

@@ -16,7 +16,7 @@ import optax
 
 from fusion_jax.config import Config, first_difference, from_tree, read_json, to_tree, write_json
 from fusion_jax.data.loader import first_batch
-from fusion_jax.errors import FusionError
+from fusion_jax.errors import FusionError, writing
 from fusion_jax.models import parameter_modality
 from fusion_jax.sources import ArraySpec, DataSpec
 from fusion_jax.training.checkpoints import Checkpoints
@@ -67,11 +67,16 @@ def load_config(
     run = read_json(Path(workdir) / "run.json")
     if not isinstance(config, Config):
         raise FusionError(f"{workdir}/config.json does not describe a run")
-    modalities = {
-        name: ArraySpec(tuple(entry["shape"]), entry["dtype"])
-        for name, entry in run["modalities"].items()
-    }
-    spec = DataSpec(modalities, run["data"]["num_classes"], tuple(run["data"]["clusters"]))
+    try:
+        modalities = {
+            name: ArraySpec(tuple(entry["shape"]), entry["dtype"])
+            for name, entry in run["modalities"].items()
+        }
+        spec = DataSpec(modalities, run["data"]["num_classes"], tuple(run["data"]["clusters"]))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise FusionError(
+            f"{workdir}/run.json is damaged ({error!r}): restore it or train again"
+        ) from error
     return config, spec, run
 
 
@@ -99,7 +104,8 @@ def record_run(config: Config, workdir: Path, spec: DataSpec) -> None:
                 "use another --workdir, or the same configuration to go on"
             )
         return
-    workdir.mkdir(parents=True, exist_ok=True)
+    with writing(f"cannot make the folder {workdir}"):
+        workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "run.json", describe_run(config, spec))
     write_json(workdir / "config.json", tree)
 

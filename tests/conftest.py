@@ -7,6 +7,8 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,3 +97,15 @@ def make_batch(
         mask=np.arange(rows) < (rows if valid is None else valid),
         example_id=np.arange(rows, dtype=np.int32) + 100,
     )
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder that FUSION_JAX_DATA names: a test is skipped only where the variable is not set."""
+    value = os.environ.get("FUSION_JAX_DATA")
+    if not value:
+        pytest.skip("FUSION_JAX_DATA is not set: it names the folder of the real data sets")
+    folder = Path(value).expanduser().resolve()
+    if not folder.is_dir():
+        pytest.fail(f"FUSION_JAX_DATA names {folder}, which is no folder")
+    return folder

@@ -46,7 +46,7 @@ class WhiteNoise:
     def describe(self, severity: float) -> str:
         """The strength in words, for reports."""
         ratio = float(self.strength(severity))
-        return "no noise" if ratio == 0 else f"SNR {-20 * np.log10(ratio):.0f} dB"
+        return "no noise" if ratio == 0 else f"SNR {round(-20 * np.log10(ratio))} dB"
 
     def __call__(
         self,

@@ -106,7 +106,7 @@ def make_cell_program(model: FusionModel, task: Any, corruptions: Mapping[str, A
                 )
         output = cast(
             ModelOutput,
-            model.apply(variables, inputs, batch.present & keep, batch.mask, train=False),
+            model.apply(variables, inputs, batch.present & keep[None, :], batch.mask, train=False),
         )
         return {
             **task.records(output.prediction, batch.target),

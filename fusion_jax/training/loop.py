@@ -11,7 +11,7 @@ import numpy as np
 
 from fusion_jax.config import Config
 from fusion_jax.data.loader import eval_batches, train_batches
-from fusion_jax.errors import FusionError, Stopped
+from fusion_jax.errors import FusionError, Stopped, first_line
 from fusion_jax.evaluation.grid import Cell, evaluate_grid, make_cell_program, robustness_cells
 from fusion_jax.rng import stream
 from fusion_jax.runs import build_optimizer, new_state, record_run, seed_folder
@@ -49,8 +49,11 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     sources = {split: config.data.source(split) for split in ("train", "validation")}
     spec = sources["train"].spec
     _check_modalities(config, spec)
-    record_run(config, workdir, spec)
+    # All that can be refused is refused before anything is written: a folder with a configuration
+    # in it takes no other.
+    _check_builds(config, spec)
     run = Trainer(config, spec)
+    record_run(config, workdir, spec)
     for index in range(config.num_seeds):
         state = run.train_seed(index, seed_folder(workdir, index), sources)
     return state
@@ -76,7 +79,9 @@ class Trainer:
                 num_steps=config.num_steps,
             )
         )
-        self.cell_program = make_cell_program(config.model, config.task, config.recipe.corruptions)
+        self.cell_program = self.parallel.on_mesh(
+            make_cell_program(config.model, config.task, config.recipe.corruptions)
+        )
 
     def train_seed(self, index: int, folder: Path, sources: dict[str, Source]) -> TrainState:
         """Train one seed from its last checkpoint, or from the start."""
@@ -122,15 +127,16 @@ class Trainer:
                 pending.append((step, metrics))
                 log.advance()
                 validate = step % config.eval_every == 0 or step == config.num_steps
-                if step % config.log_every == 0 or validate or stop:
+                stopping = bool(stop)  # Read once: it may come at any moment.
+                if step % config.log_every == 0 or validate or stopping:
                     self._flush(pending, log, checkpoints)
                 if validate:
                     scores = self.validate(state, validation)
                     log.write(step, {f"validation/{k}": v for k, v in scores.items()}, say=SHOWN)
                     checkpoints.save(state, metrics=scores)
-                elif stop:
+                elif stopping:
                     checkpoints.save(state, metrics=None)
-                if stop:
+                if stopping:
                     checkpoints.wait()
                     raise Stopped(
                         f"stopped by SIGTERM after step {step}: saved; the same command goes on"
@@ -140,17 +146,19 @@ class Trainer:
     def _flush(self, pending: list[Any], log: RunLog, checkpoints: Checkpoints) -> None:
         """Fetch and log the steps since the last call; refuse a loss that is not finite.
 
-        Every save comes after a flush, so a state behind a bad loss never becomes a checkpoint.
+        Every save comes after a flush, so a state behind a bad loss or gradient never becomes a
+        checkpoint.
         """
         fetched = [(step, jax.device_get(metrics)) for step, metrics in pending]
         pending.clear()
         for step, metrics in fetched:
-            if not np.isfinite(metrics["loss"]):
+            bad = [name for name in ("loss", "gradient_norm") if not np.isfinite(metrics[name])]
+            if bad:
                 checkpoints.wait()
                 raise FusionError(
-                    f"the loss became {metrics['loss']} at step {step}: lower "
-                    "config.optimizer.learning_rate or look at the data; the last good checkpoint "
-                    f"is kept in {checkpoints.folder}"
+                    f"the {bad[0]} became {metrics[bad[0]]} at step {step}: lower "
+                    "config.optimizer.learning_rate (in another --workdir) or look at the data; "
+                    f"checkpoints from before are kept in {checkpoints.folder}"
                 )
         means = {
             name: np.mean([metrics[name] for _, metrics in fetched], axis=0)
@@ -202,6 +210,14 @@ def _check_modalities(config: Config, spec: DataSpec) -> None:
             f"the model's modalities are {list(config.model.modalities)}, "
             f"the data's {list(spec.names)}: change config.model.encoders or config.data"
         )
+
+
+def _check_builds(config: Config, spec: DataSpec) -> None:
+    """Refuse a configuration of which no state can be made; nothing is compiled for that."""
+    try:
+        jax.eval_shape(lambda: new_state(config, spec, 0))
+    except (TypeError, ValueError) as error:
+        raise FusionError(f"the configuration cannot be built: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """How a step is laid over devices."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fusion_jax.axes import DATA_AXIS
 from fusion_jax.errors import FusionError
-from fusion_jax.types import Batch, Metrics, Step, TrainState
+from fusion_jax.types import Batch, Step, TrainState
 
 
 class DataParallel:
@@ -43,12 +44,14 @@ class DataParallel:
 
     def compile(self, step: Step) -> Step:
         """The compiled step; it consumes the state it is given."""
-        compiled = jax.jit(
-            step, donate_argnums=0, out_shardings=(self._everywhere, self._everywhere)
-        )
+        everywhere = (self._everywhere, self._everywhere)
+        return self.on_mesh(jax.jit(step, donate_argnums=0, out_shardings=everywhere))
 
-        def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def on_mesh(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
+        """A compiled function called with the mesh in sight, so that it can map over rows."""
+
+        def run(*args: Any) -> Any:
             with jax.set_mesh(self.mesh):
-                return compiled(state, batch)
+                return compiled(*args)
 
         return run

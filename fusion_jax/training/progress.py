@@ -8,26 +8,38 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Array
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import Summary
 from tqdm import tqdm
+
+from fusion_jax.errors import writing
 
 
 class RunLog:
     """The log of one run (one seed).
 
     `metrics.jsonl` holds one object per line with "step" and plain numbers. On resume the lines
-    after the restored step are cut, so the file is what an uninterrupted run would have written.
+    after the restored step are cut, so after a kill the file becomes what an uninterrupted run
+    would have written. A stop by SIGTERM adds a line at its step, which takes the steps before it
+    out of the mean of the next line. Every line is on disk when `write` returns, and so are its
+    TensorBoard events.
     """
 
     def __init__(
         self, folder: Path, *, first_step: int, num_steps: int, batch_size: int, title: str
     ):
         """Open the log at the step that a run starts from."""
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        _cut_after(self.path, first_step)
-        self._file = self.path.open("a")
-        self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        with writing(f"cannot write the log in {folder}"):
+            (folder / "tensorboard").mkdir(parents=True, exist_ok=True)
+            _cut_after(self.path, first_step)
+            # Not SummaryWriter: it writes from a thread, which dies in silence on a full disk and
+            # then blocks the run, and a kill takes what it wrote in the last two minutes.
+            self._events = EventsWriter(str(folder / "tensorboard" / "events"))
+            # Hides what an earlier process wrote after the restored step.
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=first_step + 1, session_log=start))
         self._title, self._num_steps, self._batch_size = title, num_steps, batch_size
         self._first, self._step, self._start = first_step, first_step, time.monotonic()
         self._bar = tqdm(
@@ -51,10 +63,13 @@ class RunLog:
 
     def write(self, step: int, metrics: Mapping[str, float], *, say: Sequence[str]) -> None:
         """Write metrics of a step; those named in `say` are shown too."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        event = Event(step=step, wall_time=time.time(), summary=Summary(value=values))
+        with writing(f"cannot write the log in {self.path.parent}"):
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._events.write_event(event)
+            self._events.flush()
         shown = {name: f"{metrics[name]:.4g}" for name in say if name in metrics}
         if not self._bar.disable:
             self._bar.set_postfix(shown | {"examples/s": f"{self.rate():.0f}"})
@@ -69,10 +84,10 @@ class RunLog:
         )
 
     def close(self) -> None:
-        """Flush and close."""
+        """Close; what was written is on disk already."""
         self._bar.close()
-        self._file.close()
-        self._events.close()
+        with writing(f"cannot write the log in {self.path.parent}"):
+            self._events.close()
 
 
 def flatten_metrics(
@@ -94,11 +109,11 @@ def _cut_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-        except json.JSONDecodeError:  # the line that a kill cut short
+        except (ValueError, KeyError, TypeError):  # the line that a kill cut short, or damage
             continue
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(kept))

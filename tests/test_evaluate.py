@@ -1,0 +1,199 @@
+"""Evaluation of a trained run: exact counts, paired noise, files that say what was measured."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from fusion_jax.config import Config, Recipe
+from fusion_jax.corruptions.gaussian_noise import GaussianNoise
+from fusion_jax.data.arrays import ArrayData
+from fusion_jax.data.loader import eval_batches
+from fusion_jax.encoders.mlp import MLPEncoder
+from fusion_jax.errors import FusionError
+from fusion_jax.evaluate import cell_label, evaluate
+from fusion_jax.evaluation.grid import Cell, evaluate_grid, make_cell_program, robustness_cells
+from fusion_jax.fusion.sum import SumFusion
+from fusion_jax.models import FusionModel
+from fusion_jax.runs import load_config, restore_best
+from fusion_jax.schedulers.udml import UDMLScheduler
+from fusion_jax.sources import ArraySource
+from fusion_jax.tasks.classification import Classification, ClassificationHead
+from fusion_jax.training.loop import train
+
+NUM_TEST = 45  # not a multiple of the evaluation batch: the tail must count exactly
+
+
+def make_split(num, first_id, seed):
+    generator = np.random.default_rng(seed)
+    target = generator.integers(0, 3, num)
+    inputs = {
+        name: (2 * np.eye(3)[target] + generator.normal(size=(num, 3))).astype(np.float32)
+        for name in ("left", "right")
+    }
+    present = np.ones((num, 2), bool)
+    present[::7, 1] = False
+    return ArraySource(
+        inputs,
+        target,
+        num_classes=3,
+        first_id=first_id,
+        present=present,
+        clusters={"session": np.arange(num) // 3},
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    data = ArrayData(
+        train=make_split(200, 0, 0),
+        validation=make_split(40, 200, 1),
+        test=make_split(NUM_TEST, 240, 2),
+    )
+    config = Config(
+        model=FusionModel(
+            encoders={name: MLPEncoder(hidden=(16,), features=8) for name in ("left", "right")},
+            scheduler=UDMLScheduler(),
+            fusion=SumFusion(),
+            head=ClassificationHead(3),
+        ),
+        data=data,
+        recipe=Recipe(corruptions={"left": GaussianNoise(deviation=1.0)}),
+        num_steps=60,
+        batch_size=32,
+        eval_batch_size=16,
+        eval_every=30,
+        evaluation_severities=(0.5, 1.0),
+        num_seeds=2,
+        compilation_cache="",
+    )
+    workdir = tmp_path_factory.mktemp("runs") / "toy"
+    train(config, workdir)
+    return workdir, data, config, evaluate(workdir, data=data)
+
+
+def test_report_has_one_row_per_cell_and_seed(run):
+    workdir, _, _, report = run
+    assert json.loads((workdir / "report.json").read_text()) == report
+    assert report["seeds"] == [0, 1] and report["data"]["num_examples"] == NUM_TEST
+    # clean, left at two severities, without left, without right
+    assert len(report["cells"]) == 2 * 5
+    for row in report["cells"]:
+        assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
+        total = sum(row["weights"].values())
+        assert total == pytest.approx(
+            1 if not row["missing"] == ["left"] else 1 - 7 / NUM_TEST, abs=1e-4
+        )
+        for name in row["missing"]:
+            assert row["weights"][name] == 0
+    page = (workdir / "report.html").read_text()
+    assert f"{report['data']['num_examples']}" in page and page.lstrip().lower().startswith(
+        "<!doctype"
+    )
+
+
+def test_rows_equal_a_direct_computation(run):
+    workdir, data, config, report = run
+    config_again, spec, _ = load_config(workdir)
+    assert config_again.data is None  # data held in memory is not saved
+    source = data.source("test")
+    record = source[np.arange(NUM_TEST)]
+    for index, seed in enumerate(report["seeds"]):
+        state = restore_best(config, spec, workdir, index)
+        variables = {"params": state.params, **state.collections}
+        for missing in ((), ("right",)):
+            keep = np.array([name not in missing for name in spec.names])
+            output = config.model.apply(
+                variables, record["inputs"], record["present"] & keep, train=False
+            )
+            correct = np.asarray(output.prediction).argmax(axis=-1) == record["target"]
+            row = next(
+                r
+                for r in report["cells"]
+                if r["seed"] == seed and not r["modality"] and tuple(r["missing"]) == missing
+            )
+            assert row["accuracy"] == pytest.approx(correct.mean(), abs=1e-9)
+
+
+def test_records_hold_each_example_once_in_order(run):
+    workdir, _, _, report = run
+    records = np.load(workdir / "seed_0" / "records_test.npz")
+    np.testing.assert_array_equal(records["example_id"], 240 + np.arange(NUM_TEST))
+    np.testing.assert_array_equal(records["session"], np.arange(NUM_TEST) // 3)
+    assert records["correct"].shape == (5, NUM_TEST)
+    assert records["weights"].shape == (5, NUM_TEST, 2)
+    accuracy = dict(zip(records["cells"], records["correct"].mean(axis=1), strict=True))
+    row = next(r for r in report["cells"] if r["seed"] == 0 and r["severity"] == 1.0)
+    assert accuracy["noise/left/1"] == pytest.approx(row["accuracy"])
+
+
+def test_evaluating_twice_gives_the_same_report(run):
+    workdir, data, _, report = run
+    assert evaluate(workdir, data=data) == report
+
+
+def test_validation_scores_are_those_of_the_log(run):
+    # The best checkpoint's saved selection is the mean of what an evaluation of that state gives.
+    workdir, data, config, _ = run
+    from fusion_jax.training.loop import Trainer
+
+    _, spec, _ = load_config(workdir)
+    state = restore_best(config, spec, workdir, 0)
+    trainer = Trainer(config, spec)
+    scores = trainer.validate(trainer.parallel.place_state(state), data.source("validation"))
+    lines = [
+        json.loads(line) for line in (workdir / "seed_0" / "metrics.jsonl").read_text().splitlines()
+    ]
+    logged = [
+        line for line in lines if line["step"] == int(state.step) and "validation/selection" in line
+    ]
+    assert logged[0]["validation/selection"] == pytest.approx(scores["selection"], abs=1e-9)
+    parts = ["accuracy", "noisy_left", "without_left", "without_right"]
+    assert scores["selection"] == pytest.approx(np.mean([scores[name] for name in parts]))
+
+
+def test_grid_does_not_depend_on_the_batch_size(run):
+    workdir, data, config, _ = run
+    _, spec, _ = load_config(workdir)
+    state = restore_best(config, spec, workdir, 0)
+    program = make_cell_program(config.model, Classification(), config.recipe.corruptions)
+    cells = [Cell(), Cell("left", 0.5)]
+    results = [
+        evaluate_grid(
+            program,
+            {"params": state.params, **state.collections},
+            eval_batches(data.source("test"), batch_size=size),
+            cells=cells,
+            modalities=spec.names,
+            key=jax.random.key(0),
+        )
+        for size in (7, 16, 64)
+    ]
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a.records["correct"], b.records["correct"])
+            np.testing.assert_allclose(a.records["nll"], b.records["nll"], atol=1e-6)
+            np.testing.assert_allclose(a.weights, b.weights, atol=1e-6)
+
+
+def test_data_in_memory_must_be_given_again_and_match(run):
+    workdir, _, _, _ = run
+    with pytest.raises(FusionError, match="pass it again"):
+        evaluate(workdir)
+    other = ArraySource(
+        {"left": np.ones((4, 3)), "right": np.ones((4, 3))}, np.zeros(4), num_classes=3
+    )
+    wrong = ArrayData(train=other, validation=other, test=other)
+    with pytest.raises(FusionError, match="specification"):
+        evaluate(workdir, data=wrong)
+
+
+def test_robustness_cells_cover_every_missing_pattern_once():
+    cells = robustness_cells(("a", "b", "c"), corrupted=["b"], severities=(0.5, 1.0))
+    assert cells[0] == Cell()
+    assert [cell_label(cell) for cell in cells[1:3]] == ["noise/b/0.5", "noise/b/1"]
+    missing = {cell.missing for cell in cells[3:]}
+    # Of 2^3 subsets, neither the empty one nor all three.
+    assert missing == {("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c")}
+    assert len(cells) == 9

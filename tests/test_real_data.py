@@ -1,0 +1,66 @@
+"""A short run on the real audio-visual MNIST: train, resume, evaluate."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_av_mnist_trains_and_evaluates_on_the_real_data(tmp_path, real_data):
+    workdir = tmp_path / "run"
+    options = ["--config.num_steps=200", "--config.eval_every=100", "--config.data.limit=6000"]
+    cache = f"--config.data.data_dir={tmp_path / 'datasets'}"
+    arguments = [
+        "train.py",
+        "--config=configs/av_mnist.py",
+        f"--workdir={workdir}",
+        cache,
+        *options,
+    ]
+    done = program(*arguments)
+    assert done.returncode == 0, done.stderr
+    lines = [
+        json.loads(line) for line in (workdir / "seed_0/metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [line["task_loss"] for line in lines if "task_loss" in line]
+    assert losses[-1] < 0.5 * losses[0]
+    # Nothing is left to do: the same command reports and leaves everything as it is.
+    before = (workdir / "seed_0/metrics.jsonl").read_bytes()
+    assert program(*arguments).returncode == 0
+    assert (workdir / "seed_0/metrics.jsonl").read_bytes() == before
+    done = program("eval.py", f"--workdir={workdir}")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((workdir / "report.json").read_text())
+    assert report["data"] == {
+        "name": "av_mnist",
+        "split": "test",
+        "num_examples": 6000,
+        "num_classes": 10,
+        "modalities": ["audio", "image"],
+    }
+    rows = {
+        (row["modality"], row["severity"], tuple(row["missing"])): row for row in report["cells"]
+    }
+    # clean, five severities of two modalities, two missing patterns
+    assert len(rows) == 13
+    # 200 steps reach far above chance; the full run is in docs/results.
+    assert rows[None, 0.0, ()]["accuracy"] > 0.8
+    records = np.load(workdir / "seed_0/records_test.npz")
+    assert len(np.unique(records["recording"])) <= 300 and len(records["example_id"]) == 6000
+    # Noise hurts more than less noise, in each modality.
+    for name in ("audio", "image"):
+        assert rows[name, 0.2, ()]["accuracy"] > rows[name, 1.0, ()]["accuracy"]
