@@ -24,6 +24,9 @@ from fusion_jax.training.state import create_state
 from fusion_jax.types import TrainState
 
 
+FREE_FIELDS = ("num_seeds", "compilation_cache")
+
+
 def seed_folder(workdir: Path, index: int) -> Path:
     """Folder of seed number `index` of a run."""
     return workdir / f"seed_{index}"
@@ -96,13 +99,18 @@ def record_run(config: Config, workdir: Path, spec: DataSpec) -> None:
     """Write what the run is, or check that it is the one already in the folder."""
     tree = to_tree(config)
     if (workdir / "config.json").exists():
-        difference = first_difference(read_json(workdir / "config.json"), tree)
+        saved = read_json(workdir / "config.json")
+        # More seeds, or another cache, leave the numbers of a run as they are.
+        kept = {key: value for key, value in saved.items() if key in FREE_FIELDS}
+        difference = first_difference(saved, tree | kept)
         if difference:
             path, old, new = difference
             raise FusionError(
                 f"{workdir} holds a run with config.{path} = {old}, not {new}: "
                 "use another --workdir, or the same configuration to go on"
             )
+        if saved != tree:
+            write_json(workdir / "config.json", tree)
         return
     with writing(f"cannot make the folder {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fusion_jax.types import Features
+
 
 def masked_softmax(
     logits: Float[Array, "... m"], present: Bool[Array, "... m"]
@@ -48,3 +50,12 @@ def scaled(x: Float[Array, "b ..."], factor: Float[Array, " b"]) -> Float[Array,
     """`x` times a factor per row; exactly 0, without gradient into `x`, where the factor is 0."""
     rows = factor.reshape(factor.shape + (1,) * (x.ndim - 1)).astype(x.dtype)
     return jnp.where(rows == 0, 0, x) * rows
+
+
+def weighted_parts(
+    features: dict[str, Features], weights: Float[Array, "b m"], present: Bool[Array, "b m"]
+) -> list[Float[Array, "b d"]]:
+    """Pooled features of each modality times its gain, in sorted order; 0 where absent."""
+    factors = gain(weights, present)
+    names = sorted(features)
+    return [scaled(features[name].pooled, factors[:, m]) for m, name in enumerate(names)]

@@ -1,5 +1,7 @@
 """From severity in [0, 1] to a physical strength, by a table."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -19,6 +21,28 @@ def strength_at(
         np.linspace(0, 1, len(table), dtype=np.float32),
         np.asarray(table, np.float32),
     )
+
+
+# Not frozen: configuration overrides set fields in place, and ml_collections refuses frozen.
+@dataclasses.dataclass
+class TabledStrength:
+    """What corruptions with a table of strengths have in common.
+
+    Attributes:
+        strengths: at equally spaced severities from 0 to 1, linear in between; 0 at severity 0.
+        reference: the strength that counts as noise level 1.
+    """
+
+    strengths: tuple[float, ...] = (0.0, 1.0)
+    reference: float = 1.0
+
+    def strength(self, severity: Float[Array, "..."] | float) -> Float[Array, "..."]:
+        """Physical strength at a severity, in the unit that the corruption states."""
+        return strength_at(severity, self.strengths)
+
+    def noise_level(self, severity: Float[Array, "..."] | float) -> Float[Array, "..."]:
+        """Strength in units of the reference: what a noise estimator is trained on."""
+        return self.strength(severity) / self.reference
 
 
 def to_dtype_of(values: Float[Array, "..."], like: Array) -> Array:

@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
 
-from fusion_jax.blocks.strength import strength_at, to_dtype_of
+from fusion_jax.blocks.strength import TabledStrength, to_dtype_of
 
 
-# Not frozen: configuration overrides set fields in place, and ml_collections cannot set frozen
-# ones.
 @dataclasses.dataclass
-class GaussianNoise:
+class GaussianNoise(TabledStrength):
     """x + sigma n, n ~ N(0, 1) independently for each entry; 8-bit input is rounded and saturates.
 
     | severity | 0 | 0.2 | 0.4 | 0.6 | 0.8 | 1.0 |
@@ -30,14 +28,6 @@ class GaussianNoise:
     deviation: float = 64.0
     strengths: tuple[float, ...] = (0.0, 1.6, 3.2, 4.8, 6.4, 8.0)
     reference: float = 1.0
-
-    def strength(self, severity: Float[Array, "..."] | float) -> Float[Array, "..."]:
-        """Noise amplitude over signal amplitude (sigma in units of the data's deviation)."""
-        return strength_at(severity, self.strengths)
-
-    def noise_level(self, severity: Float[Array, "..."] | float) -> Float[Array, "..."]:
-        """Strength in units of the reference: what a noise estimator is trained on."""
-        return self.strength(severity) / self.reference
 
     def describe(self, severity: float) -> str:
         """The strength in words, for reports."""

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
-from fusion_jax.blocks.strength import strength_at, to_dtype_of
+from fusion_jax.blocks.strength import TabledStrength, to_dtype_of
 
 
-# Not frozen: configuration overrides set fields in place, and ml_collections cannot set frozen
-# ones.
 @dataclasses.dataclass
-class WhiteNoise:
+class WhiteNoise(TabledStrength):
     """x + r RMS(x) n, n ~ N(0, 1) for each sample; RMS over the samples that are not 0.
 
     | severity | 0 | 0.2 | 0.4 | 0.6 | 0.8 | 1.0 |
@@ -34,14 +32,6 @@ class WhiteNoise:
     unit: ClassVar[str] = "SNR"
     strengths: tuple[float, ...] = (0.0, 0.1, 0.316, 0.562, 1.0, 1.78)
     reference: float = 0.1
-
-    def strength(self, severity: Float[Array, "..."] | float) -> Float[Array, "..."]:
-        """Noise amplitude over signal amplitude."""
-        return strength_at(severity, self.strengths)
-
-    def noise_level(self, severity: Float[Array, "..."] | float) -> Float[Array, "..."]:
-        """Strength in units of the reference: what a noise estimator is trained on."""
-        return self.strength(severity) / self.reference
 
     def describe(self, severity: float) -> str:
         """The strength in words, for reports."""

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fusion_jax.blocks.presence import gain, scaled
+from fusion_jax.blocks.presence import weighted_parts
 from fusion_jax.types import Features
 
 
@@ -31,10 +31,7 @@ class ConcatFusion(nn.Module):
         Returns:
             Features with pooled [B, M x D] only.
         """
-        factors = gain(weights, present)
-        parts = [
-            scaled(features[name].pooled, factors[:, m]) for m, name in enumerate(sorted(features))
-        ]
+        parts = weighted_parts(features, weights, present)
         return Features(pooled=jnp.concatenate(parts, axis=-1))
 
     @classmethod

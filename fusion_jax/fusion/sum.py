@@ -3,7 +3,7 @@
 import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
-from fusion_jax.blocks.presence import gain, scaled
+from fusion_jax.blocks.presence import weighted_parts
 from fusion_jax.types import Features
 
 
@@ -27,10 +27,7 @@ class SumFusion(nn.Module):
         Returns:
             Features with pooled [B, D] only.
         """
-        factors = gain(weights, present)
-        parts = [
-            scaled(features[name].pooled, factors[:, m]) for m, name in enumerate(sorted(features))
-        ]
+        parts = weighted_parts(features, weights, present)
         return Features(pooled=sum(parts[1:], parts[0]))
 
     @classmethod

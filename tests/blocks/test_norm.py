@@ -1,0 +1,170 @@
+"""BatchNorm: against NumPy, against Flax, and over devices with uneven padding."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fusion_jax.axes import DATA_AXIS, mean_share
+from fusion_jax.blocks.norm import BatchNorm
+
+CHANNELS, EPSILON = 4, 1e-5
+
+
+def make_rows(rows: int = 16, seed: int = 0) -> np.ndarray:
+    """[rows, 3, CHANNELS]; the means differ and the first is large against its deviation."""
+    x = np.random.default_rng(seed).normal(size=(rows, 3, CHANNELS))
+    return (x * [0.5, 1, 2, 3] + [40, -1, 0, 5]).astype(np.float32)
+
+
+def make_variables(seed: int = 1) -> dict:
+    """Parameters and statistics that are not those of initialisation."""
+    generator = np.random.default_rng(seed)
+
+    def draw(low, high):
+        return jnp.asarray(generator.uniform(low, high, CHANNELS), jnp.float32)
+
+    return {
+        "params": {"scale": draw(0.5, 2), "bias": draw(-1, 1)},
+        "batch_stats": {"mean": draw(-1, 1), "var": draw(0.5, 2)},
+    }
+
+
+def normalised(x, mean, variance, variables) -> np.ndarray:
+    scale, bias = (np.float64(variables["params"][name]) for name in ("scale", "bias"))
+    return (x - mean) / np.sqrt(variance + EPSILON) * scale + bias
+
+
+def apply(variables, x, mask=None, *, train=True, module=None):
+    module = module or BatchNorm()
+    run = jax.jit(
+        lambda variables, x, mask: module.apply(
+            variables, x, train=train, mask=mask, mutable=["batch_stats"]
+        )
+    )
+    output, changed = run(variables, x, mask)
+    return output, changed["batch_stats"]
+
+
+@pytest.mark.parametrize("valid", [16, 5])
+def test_batch_norm_in_training_uses_and_records_the_valid_rows(valid):
+    x, variables, mask = make_rows(), make_variables(), np.arange(16) < valid
+    rows = x[mask].astype(np.float64).reshape(-1, CHANNELS)
+    mean, variance = rows.mean(axis=0), rows.var(axis=0)
+    output, stats = apply(variables, x, mask, module=BatchNorm(momentum=0.8))
+    # Two-pass float32 moments: the channel with mean 40 and deviation 0.5 loses two digits.
+    expected = normalised(x, mean, variance, variables)
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-4)
+    before = variables["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.8 * before["mean"] + 0.2 * mean, rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], 0.8 * before["var"] + 0.2 * variance, rtol=1e-5)
+
+
+def test_batch_norm_without_mask_counts_all_rows():
+    x, variables = make_rows(), make_variables()
+    output, stats = apply(variables, x)
+    masked, masked_stats = apply(variables, x, np.ones(16, bool))
+    np.testing.assert_allclose(output, masked, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(stats["mean"], masked_stats["mean"], rtol=1e-6)
+    np.testing.assert_allclose(stats["var"], masked_stats["var"], rtol=1e-6)
+
+
+def test_batch_norm_in_evaluation_uses_the_running_statistics():
+    x, variables = make_rows(), make_variables()
+    output, stats = apply(variables, x, np.arange(16) < 3, train=False)
+    before = {name: np.float64(value) for name, value in variables["batch_stats"].items()}
+    expected = normalised(x, before["mean"], before["var"], variables)
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(stats["mean"], variables["batch_stats"]["mean"])
+    np.testing.assert_array_equal(stats["var"], variables["batch_stats"]["var"])
+
+
+def test_batch_norm_ignores_whatever_padding_rows_hold():
+    x, variables, mask = make_rows(), make_variables(), np.arange(16) < 9
+    broken = x.copy()
+    broken[9:] = np.nan
+    broken[12:] = 1e30
+    output, stats = apply(variables, x, mask)
+    other, other_stats = apply(variables, broken, mask)
+    np.testing.assert_array_equal(output[:9], other[:9])
+    np.testing.assert_array_equal(stats["mean"], other_stats["mean"])
+    np.testing.assert_array_equal(stats["var"], other_stats["var"])
+
+
+def test_batch_norm_without_a_valid_row_keeps_its_statistics():
+    x, variables = make_rows(), make_variables()
+    output, stats = apply(variables, x, np.zeros(16, bool))
+    assert np.isfinite(output).all()
+    np.testing.assert_array_equal(stats["mean"], variables["batch_stats"]["mean"])
+    np.testing.assert_array_equal(stats["var"], variables["batch_stats"]["var"])
+
+
+def test_batch_norm_initialises_to_the_identity_in_evaluation():
+    x = make_rows()
+    variables = jax.jit(lambda x: BatchNorm().init(jax.random.key(0), x, train=True))(x)
+    output, _ = apply(variables, x, train=False)
+    # Mean 0, variance 1, scale 1, bias 0: only epsilon is left.
+    np.testing.assert_allclose(output, x / np.sqrt(1 + EPSILON), rtol=1e-6)
+
+
+def test_batch_norm_keeps_half_precision_but_not_in_its_statistics():
+    output, stats = apply(make_variables(), jnp.asarray(make_rows(), jnp.bfloat16))
+    assert output.dtype == jnp.bfloat16
+    assert stats["mean"].dtype == stats["var"].dtype == jnp.float32
+
+
+def gradients(module, stats, params, x, valid, target, **kwargs):
+    """Gradients of a curved loss into (params, x), with (output, new statistics)."""
+
+    def loss(params, x):
+        output, changed = module.apply(
+            {"params": params, "batch_stats": stats}, x, mutable=["batch_stats"], **kwargs
+        )
+        rows = jnp.sum(jnp.sin(output) * target, axis=(1, 2))
+        return mean_share(rows, valid), (output, changed["batch_stats"])
+
+    return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+
+def test_batch_norm_over_devices_is_batch_norm_of_the_whole_batch():
+    x, variables = make_rows(seed=2), make_variables()
+    # Devices 4 and 7 hold padding only, device 2 one valid row of two.
+    mask = np.repeat([1, 1, 1, 1, 0, 1, 1, 0], 2).astype(bool)
+    mask[4] = False
+    target = np.random.default_rng(3).normal(size=x.shape).astype(np.float32)
+
+    def run(params, x, mask, target):
+        stats = variables["batch_stats"]
+        return gradients(BatchNorm(), stats, params, x, mask, target, train=True, mask=mask)
+
+    (params, inputs), (output, stats) = jax.jit(run)(variables["params"], x, mask, target)
+    parts = [values.reshape(8, 2, *values.shape[1:]) for values in (x, mask, target)]
+    mapped = jax.pmap(run, axis_name=DATA_AXIS, in_axes=(None, 0, 0, 0))
+    (each_params, each_inputs), (each_output, each_stats) = mapped(variables["params"], *parts)
+    np.testing.assert_allclose(np.reshape(each_output, x.shape), output, atol=1e-5)
+    np.testing.assert_allclose(np.reshape(each_inputs, x.shape), inputs, atol=1e-5)
+    for name in ("scale", "bias"):
+        np.testing.assert_allclose(each_params[name].sum(axis=0), params[name], atol=1e-5)
+    for name in ("mean", "var"):
+        copies = np.broadcast_to(stats[name], (8, CHANNELS))
+        np.testing.assert_allclose(each_stats[name], copies, rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_of_a_full_batch_is_that_of_flax():
+    # Moderate means: Flax computes the variance as E[x^2] - E[x]^2.
+    x = np.random.default_rng(4).normal(0.5, 2, (16, 3, CHANNELS)).astype(np.float32)
+    target = np.random.default_rng(5).normal(size=x.shape).astype(np.float32)
+    variables, mask = make_variables(), np.ones(16, bool)
+
+    @jax.jit
+    def run(params, x):
+        given = (variables["batch_stats"], params, x, mask, target)
+        return (
+            gradients(BatchNorm(momentum=0.7), *given, train=True),
+            gradients(nn.BatchNorm(momentum=0.7), *given, use_running_average=False),
+        )
+
+    ours, theirs = run(variables["params"], x)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-5, atol=1e-5)
