@@ -23,7 +23,6 @@ from fusion_jax.training.checkpoints import Checkpoints
 from fusion_jax.training.state import create_state
 from fusion_jax.types import TrainState
 
-
 FREE_FIELDS = ("num_seeds", "compilation_cache")
 
 
