@@ -16,7 +16,7 @@ train: .venv/.runtime
 	@echo "Open $(abspath $(WORKDIR))/report.html"
 
 test: venv lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadscope
 
 venv: .venv/.dev
 

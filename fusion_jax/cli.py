@@ -1,9 +1,11 @@
 """What the programs share: flags, one-line errors with exit status 2, compilation cache."""
 
+import inspect
 import logging
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,7 @@ def run(main: Callable[[], None]) -> None:
     """
 
     def guarded(arguments: Sequence[str]) -> None:
-        # Orbax speaks through absl, at length; what a user can act on reaches them as our own
-        # lines.
-        absl_logging.set_verbosity(absl_logging.FATAL)
-        logging.basicConfig(format="%(message)s", level=logging.ERROR)
-        logging.getLogger("fusion_jax").setLevel(logging.WARNING)
+        _hush_libraries()
         if len(arguments) > 1:
             _stop(f"unexpected argument {arguments[1]!r}: options are written --name=value")
         try:
@@ -49,6 +47,27 @@ def use_compilation_cache(folder: str) -> None:
     if folder:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _hush_libraries() -> None:
+    """Leave standard error to our own lines; what a user can act on is among them.
+
+    Orbax speaks through absl, at length. Where it cannot read or write an array, it closes its
+    event loop, and TensorStore's threads then print a traceback for each of the others.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.ERROR, force=True)
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger("fusion_jax").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", r"coroutine .* was never awaited", RuntimeWarning)
+    show = sys.unraisablehook
+
+    def show_others(ignored: Any) -> None:
+        closed = isinstance(ignored.exc_value, RuntimeError) and "loop" in str(ignored.exc_value)
+        if not closed and not inspect.iscoroutine(ignored.object):
+            show(ignored)
+
+    sys.unraisablehook = show_others
 
 
 def _parse(arguments: list[str]) -> list[str]:

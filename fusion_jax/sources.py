@@ -99,9 +99,18 @@ class ArraySource:
             clusters: name -> Int[N] grouping ids.
 
         Raises:
-            FusionError: where lengths differ, a target is out of range, or floats are not finite.
+            FusionError: where lengths or shapes differ, or a target is not a class number.
         """
         num = len(target)
+        if not np.issubdtype(np.asarray(target).dtype, np.integer):
+            raise FusionError(
+                f"the target has dtype {np.asarray(target).dtype}: give class numbers"
+            )
+        if present is not None and np.shape(present) != (num, len(inputs)):
+            raise FusionError(
+                f"present has shape {np.shape(present)}, expected {(num, len(inputs))}: "
+                "one column per modality, in alphabetical order"
+            )
         ids = np.arange(first_id, first_id + num) if example_id is None else example_id
         self._records = {
             "target": np.asarray(target, np.int32),

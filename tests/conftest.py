@@ -19,6 +19,7 @@ from fusion_jax.types import Batch, Features, SchedulerInput
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
+ROOT = Path(__file__).parent.parent
 NAMES = ("acoustic", "depth", "image", "motion", "text")
 
 
@@ -109,3 +110,10 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.fail(f"FUSION_JAX_DATA names {folder}, which is no folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def program_environment(tmp_path_factory) -> dict[str, str]:
+    """Environment of programs that tests start: the real devices, one compilation cache."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return kept | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}

@@ -182,7 +182,7 @@ def test_data_in_memory_must_be_given_again_and_match(run):
     with pytest.raises(FusionError, match="pass it again"):
         evaluate(workdir)
     other = ArraySource(
-        {"left": np.ones((4, 3)), "right": np.ones((4, 3))}, np.zeros(4), num_classes=3
+        {"left": np.ones((4, 3)), "right": np.ones((4, 3))}, np.zeros(4, int), num_classes=3
     )
     wrong = ArrayData(train=other, validation=other, test=other)
     with pytest.raises(FusionError, match="specification"):

@@ -44,8 +44,12 @@ def bootstrap_weights(
 def interval(
     values: Float[np.ndarray, " n"], weights: Float[np.ndarray, "r n"], *, level: float = 0.95
 ) -> tuple[float, float]:
-    """Percentile interval of the mean of per-example values under bootstrap weights."""
-    means = (weights @ values.astype(np.float32)) / np.maximum(weights.sum(axis=1), 1e-12)
+    """Percentile interval of the mean of per-example values under bootstrap weights.
+
+    Crossed clusters may draw no example at all; such a resample is left out.
+    """
+    totals = weights.sum(axis=1)
+    means = (weights @ values.astype(np.float32))[totals > 0] / totals[totals > 0]
     tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return float(low), float(high)
@@ -67,10 +71,9 @@ def seed_interval(
         level: coverage.
     """
     drawn = np.random.default_rng(seed).integers(len(values), size=(len(weights), len(values)))
-    means = (weights @ values.astype(np.float32).T) / np.maximum(
-        weights.sum(axis=1, keepdims=True), 1e-12
-    )
-    resampled = np.take_along_axis(means, drawn, axis=1).mean(axis=1)
+    totals = weights.sum(axis=1, keepdims=True)
+    means = (weights @ values.astype(np.float32).T) / np.maximum(totals, 1e-12)
+    resampled = np.take_along_axis(means, drawn, axis=1).mean(axis=1)[totals[:, 0] > 0]
     tail = (1 - level) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return float(low), float(high)

@@ -18,7 +18,7 @@ MAX_MODALITIES = 8
 
 
 class Dependence(nn.Module):
-    """Running share of each modality in the prediction: mean 1, and 1 each is balanced.
+    """Running share of each modality in the prediction: mean 1 before clipping, 1 is balanced.
 
     Measured in training on clean examples with everything present: the L1 change of the centred
     logits when a modality is dropped (leave-one-out up to two modalities, beyond that its Shapley

@@ -68,5 +68,7 @@ def noise_cues(features: Features) -> Array:
     if features.tokens is not None:
         valid = features.token_mask
         spread = features.tokens.var(axis=1, where=None if valid is None else valid[..., None])
+        if valid is not None:  # a variance over no token is NaN
+            spread = jnp.where(valid.any(axis=1, keepdims=True), spread, 0)
         parts.append(jnp.log(spread + 1e-6))
     return jnp.concatenate(parts, axis=-1).astype(jnp.float32)

@@ -46,6 +46,8 @@ class Checkpoints:
             preservation_policy=_BestAndLastTwo(self._scores),
             # Reads no metadata now: one damaged checkpoint must not hide the others.
             lightweight_initialize=True,
+            # Where a folder cannot be made, the threads that wait for it wait for minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
