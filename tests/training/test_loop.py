@@ -189,7 +189,8 @@ def test_killed_run_ends_as_if_nothing_had_happened(tmp_path, program_environmen
             shutil.rmtree(workdir)
         known = set(half_written(workdir))
         kill_when(
-            start(workdir, program_environment), lambda: bool(set(half_written(workdir)) - known)
+            start(workdir, program_environment),
+            lambda known=known: bool(set(half_written(workdir)) - known),
         )
         if half_written(workdir):
             break
