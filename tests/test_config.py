@@ -108,7 +108,9 @@ def test_classes_outside_the_allowed_packages_are_refused_with_the_cure():
         from_tree({"$class": "fusion_jax.config.Recipe", "speed": 1})
 
 
-@pytest.mark.parametrize("value", [len, np.zeros(3), {1: 2}, object()], ids=str)
+@pytest.mark.parametrize(
+    "value", [len, np.zeros(3), {1: 2}, object()], ids=["function", "array", "keys", "object"]
+)
 def test_what_is_not_data_is_refused(value):
     with pytest.raises(FusionError, match="cannot be saved as data"):
         to_tree(Recipe(corruptions={"a": value}))
