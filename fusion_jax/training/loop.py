@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,9 @@ class Trainer:
                     self._flush(pending, log, checkpoints)
                 if validate:
                     scores = self.validate(state, validation)
-                    log.write(step, {f"validation/{k}": v for k, v in scores.items()}, say=SHOWN)
+                    named = {f"validation/{name}": score for name, score in scores.items()}
+                    _refuse_not_finite(named, step, checkpoints)
+                    log.write(step, named, say=SHOWN)
                     checkpoints.save(state, metrics=scores)
                 elif stopping:
                     checkpoints.save(state, metrics=None)
@@ -146,20 +148,14 @@ class Trainer:
     def _flush(self, pending: list[Any], log: RunLog, checkpoints: Checkpoints) -> None:
         """Fetch and log the steps since the last call; refuse a loss that is not finite.
 
-        Every save comes after a flush, so a state behind a bad loss or gradient never becomes a
-        checkpoint.
+        Every save comes after a flush and, unless stopped, a validation, so a state behind a bad
+        loss or with useless predictions never becomes a checkpoint.
         """
         fetched = [(step, jax.device_get(metrics)) for step, metrics in pending]
         pending.clear()
         for step, metrics in fetched:
-            bad = [name for name in ("loss", "gradient_norm") if not np.isfinite(metrics[name])]
-            if bad:
-                checkpoints.wait()
-                raise FusionError(
-                    f"the {bad[0]} became {metrics[bad[0]]} at step {step}: lower "
-                    "config.optimizer.learning_rate (in another --workdir) or look at the data; "
-                    f"checkpoints from before are kept in {checkpoints.folder}"
-                )
+            vital = {name: metrics[name] for name in ("loss", "gradient_norm")}
+            _refuse_not_finite(vital, step, checkpoints)
         means = {
             name: np.mean([metrics[name] for _, metrics in fetched], axis=0)
             for name in (fetched[0][1] if fetched else ())
@@ -188,7 +184,8 @@ class Trainer:
             key=stream(jax.random.key(0), "validation"),
             place=self.parallel.place_batch,
         )
-        scores = [self.config.task.compute(cell.records) for cell in found]
+        with np.errstate(invalid="ignore"):  # What is not finite is refused by name.
+            scores = [self.config.task.compute(cell.records) for cell in found]
         named = {
             f"{_cell_name(cell)}": score["accuracy"]
             for cell, score in zip(cells[1:], scores[1:], strict=True)
@@ -201,6 +198,18 @@ def _cell_name(cell: Cell) -> str:
     if cell.missing:
         return "without_" + "_".join(cell.missing)
     return f"noisy_{cell.modality}"
+
+
+def _refuse_not_finite(values: Mapping[str, Any], step: int, checkpoints: Checkpoints) -> None:
+    """Stop at a number that is NaN or infinite; what was saved before stays."""
+    for name, value in values.items():
+        if not np.isfinite(value):
+            checkpoints.wait()
+            raise FusionError(
+                f"the {name} became {value} at step {step}: lower config.optimizer.learning_rate "
+                "(in another --workdir) or look at the data; "
+                f"checkpoints from before are kept in {checkpoints.folder}"
+            )
 
 
 def _check_modalities(config: Config, spec: DataSpec) -> None:
