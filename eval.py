@@ -14,7 +14,7 @@ from fusion_jax.runs import load_config
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of a trained run")
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "split to evaluate on")
 ALLOW = flags.DEFINE_list("allow", [], "packages besides fusion_jax whose classes the run may name")
-flags.mark_flag_as_required("workdir")
+flags.register_validator("workdir", bool, "give the folder of a trained run")
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="config file, with :variant if it has any"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made if missing")
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("config")
+flags.register_validator("workdir", bool, "give the folder of the run")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from fusion_jax.errors import FusionError, Stopped
+from fusion_jax.errors import FusionError, Stopped, first_line
 
 
 def run(main: Callable[[], None]) -> None:
@@ -82,14 +83,26 @@ def _parse(arguments: list[str]) -> list[str]:
         return _stop(str(error))
     except FileNotFoundError as error:
         return _stop(f"{error.filename} is missing: give --config the path of a config file")
-    # What ml_collections raises for a path that leads nowhere, or a value of another type.
-    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+    # Whatever ml_collections raises for a path that leads nowhere or a value of another type, and
+    # whatever the config file raises itself.
+    except Exception as error:
         return _stop(_config_mistake(arguments, error))
 
 
 def _config_mistake(arguments: list[str], error: Exception) -> str:
     """Say which override failed, at which field, and what stands there instead."""
-    config = _bare_config(arguments)
+    try:
+        config = _bare_config(arguments)
+    except FusionError as broken:
+        return str(broken)
+    except SyntaxError as broken:  # Its message names the place.
+        return f"the config file cannot be loaded: {broken}"
+    except Exception as broken:
+        place = traceback.extract_tb(broken.__traceback__)[-1]
+        return (
+            f"the config file cannot be loaded: {type(broken).__name__}: {first_line(broken)} "
+            f"({place.filename}, line {place.lineno})"
+        )
     for argument in arguments[1:]:
         match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
         if not match or config is None:
@@ -112,7 +125,9 @@ def _bare_config(arguments: list[str]) -> Any:
         else:
             continue
         path, _, variant = value.partition(":")
-        get_config = runpy.run_path(path)["get_config"]
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise FusionError(f"{path} has no get_config(): it is not a config file")
         return get_config(variant) if variant else get_config()
     return None
 

@@ -16,7 +16,7 @@ import optax
 
 from fusion_jax.config import Config, first_difference, from_tree, read_json, to_tree, write_json
 from fusion_jax.data.loader import first_batch
-from fusion_jax.errors import FusionError, writing
+from fusion_jax.errors import FusionError, first_line, writing
 from fusion_jax.models import parameter_modality
 from fusion_jax.sources import ArraySpec, DataSpec
 from fusion_jax.training.checkpoints import Checkpoints
@@ -51,6 +51,18 @@ def new_state(config: Config, spec: DataSpec, index: int) -> TrainState:
         example=first_batch(spec),
         key=jax.random.key(config.seed + index),
     )
+
+
+def state_shapes(config: Config, spec: DataSpec, index: int) -> TrainState:
+    """`new_state` with shapes and types in place of arrays; nothing is compiled.
+
+    Raises:
+        FusionError: where no state can be made of the configuration.
+    """
+    try:
+        return jax.eval_shape(lambda: new_state(config, spec, index))
+    except (TypeError, ValueError) as error:
+        raise FusionError(f"the configuration cannot be built: {first_line(error)}") from error
 
 
 def load_config(
@@ -91,7 +103,7 @@ def restore_best(config: Config, spec: DataSpec, workdir: str | Path, index: int
     folder = seed_folder(Path(workdir), index)
     checkpoints = Checkpoints(folder / "checkpoints", read_only=True)
     with contextlib.closing(checkpoints):
-        return checkpoints.restore_best(new_state(config, spec, index))
+        return checkpoints.restore_best(state_shapes(config, spec, index))
 
 
 def record_run(config: Config, workdir: Path, spec: DataSpec) -> None:

@@ -41,6 +41,7 @@ def refused(done):
         ),
         ([CONFIG, "--config.recipe.corruptions.audio.loud=3"], "'loud' here; there are reference"),
         ([CONFIG, "--config.batch_size=0"], "config.batch_size is 0: it must be at least 1"),
+        ([CONFIG, "--config.model.encoders.audio.groups=7"], "groups (7) does not divide"),
         ([CONFIG, "--config.data.modalities=('audio',)"], "the data's ['audio']"),
         ([CONFIG + ":fast"], "unknown variant 'fast': choose one of ['udml', 'static']"),
         ([CONFIG, "--fast"], "Unknown command line flag 'fast'"),
@@ -55,6 +56,22 @@ def test_train_refuses_bad_input_in_one_line(arguments, expected, tmp_path, prog
     done = program("train.py", *arguments, f"--workdir={workdir}", environment=program_environment)
     assert expected in refused(done)
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("workdir", "expected"),
+    [("", "give the folder of the run"), ("file", "cannot make the folder")],
+    ids=["empty", "file"],
+)
+def test_train_refuses_a_workdir_that_is_no_folder(
+    workdir, expected, tmp_path, program_environment
+):
+    (tmp_path / "file").touch()
+    flag = f"--workdir={tmp_path / workdir if workdir else ''}"
+    done = program("train.py", CONFIG, flag, environment=program_environment)
+    assert expected in refused(done)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert not (ROOT / "config.json").exists()
 
 
 def test_train_names_missing_data(tmp_path, program_environment):
@@ -80,6 +97,23 @@ def test_eval_refuses_folders_that_are_no_runs(tmp_path, program_environment):
     assert "config.json is damaged" in evaluate(f"--workdir={tmp_path}")
     assert "--workdir" in evaluate()
     assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("def get_config():\n    return {}['x']\n", "KeyError: 'x' (FILE, line 2)"),
+        ("def get_config(:\n", "invalid syntax (config.py, line 1)"),
+        ("x = 1\n", "FILE has no get_config(): it is not a config file"),
+    ],
+    ids=["raises", "syntax", "other"],
+)
+def test_broken_config_files_are_one_line(content, expected, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(content)
+    message = _config_mistake(["train.py", f"--config={path}"], KeyError())
+    assert message.endswith(expected.replace("FILE", str(path)))
+    assert "\n" not in message
 
 
 def test_mistakes_in_lists_are_named_too():

@@ -1,5 +1,7 @@
 """From the folder of a run to predictions: exact, at ease without an input, strict otherwise."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -95,11 +97,12 @@ def spoiled(inputs, **changes):
         (lambda x: spoiled(x, left=x["left"] / 0), "'left' of example 0 holds NaN or Inf"),
         (lambda x: spoiled(x, touch=x["left"]), "name 'touch'; the model's modalities are"),
         (lambda x: spoiled(x, right=x["right"] / 2.0), "'right' has dtype float64.*takes uint8"),
+        (lambda x: spoiled(x, right=x["right"] + np.uint16(256)), "'right' holds values out of"),
         (lambda x: spoiled(x, right=x["right"][:5]), "'right' has 5 examples, another has 16"),
         (lambda x: {}, "name nothing"),
         (lambda x: {name: value[:0] for name, value in x.items()}, "no example"),
     ],
-    ids=["shape", "nan", "inf", "unknown", "dtype", "length", "nothing", "empty"],
+    ids=["shape", "nan", "inf", "unknown", "dtype", "range", "length", "nothing", "empty"],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_wrong_inputs_are_refused_in_one_line(trained, change, message):
@@ -122,3 +125,52 @@ def test_wrong_presence_is_refused(trained):
 def test_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(FusionError, match="is not the folder of a run"):
         fusion_jax.load(tmp_path)
+
+
+def test_run_without_checkpoints_is_refused(trained, tmp_path):
+    for name in ("config.json", "run.json"):
+        shutil.copy(trained[0] / name, tmp_path / name)
+    with pytest.raises(FusionError, match="seed_0/checkpoints is missing: train the run first"):
+        fusion_jax.load(tmp_path)
+    (tmp_path / "seed_0" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FusionError, match="holds no validated checkpoint: train the run first"):
+        fusion_jax.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", '{"$class": "fusion_jax.con', "config.json is damaged"),
+        ("config.json", "[]", "config.json does not describe a run"),
+        ("config.json", '{"$class": 3}', "not part of fusion_jax"),
+        ("config.json", '{"$class": "fusion_jax.config.Config"}', "cannot be rebuilt.*'model'"),
+        ("run.json", "", "run.json is damaged"),
+        ("run.json", "{}", r"run.json is damaged \(KeyError"),
+        ("run.json", "[]", "run.json is damaged"),
+        ("run.json", '{"modalities": {"left": 3}}', "run.json is damaged"),
+    ],
+)
+def test_damaged_run_is_refused_in_one_line(trained, tmp_path, file, content, message):
+    for name in ("config.json", "run.json"):
+        shutil.copy(trained[0] / name, tmp_path / name)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(FusionError, match=message) as caught:
+        fusion_jax.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_written_for_a_configuration_that_is_refused(trained, tmp_path):
+    """A folder with a configuration in it takes no other, not even the corrected one."""
+    config, spec, _ = load_config(trained[0])
+    config.data = ArrayData(
+        train=make_split(60, 0), validation=make_split(16, 60), test=make_split(16, 76)
+    )
+    assert spec == config.data.source("train").spec
+    config.batch_size = 12  # The tests have 8 devices.
+    with pytest.raises(FusionError, match=r"config\.batch_size is 12: make it a multiple of the 8"):
+        train(config, tmp_path / "run")
+    config.batch_size = 16
+    config.optimizer.warmup_fraction = 1.5
+    with pytest.raises(FusionError, match=r"the configuration cannot be built: .*decay_steps"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

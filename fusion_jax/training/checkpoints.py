@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import tensorstore
+from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, PyTree, UInt32
 
 from fusion_jax.errors import FusionError, first_line, writing
@@ -108,7 +109,8 @@ class Checkpoints:
         that is returned and saves those steps anew.
 
         Args:
-            template: a state of the expected structure, shapes and placement.
+            template: a state of the expected structure, shapes and placement; shapes and types
+                are enough.
 
         Raises:
             FusionError: for checkpoints of another model, or where all are damaged.
@@ -268,8 +270,13 @@ def _raw(leaf: Any) -> Any:
 
 
 def _abstract(template: TrainState) -> TrainState:
-    """Shapes, types and placements of a state."""
-    return jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+    """Shapes, types and placements of a state; what has no placement goes to the first device."""
+    here = SingleDeviceSharding(jax.local_devices()[0])
+
+    def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or here)
+
+    return jax.tree.map(abstract, template)
 
 
 def _arrays(tree: PyTree) -> Iterator[tuple[str, str]]:

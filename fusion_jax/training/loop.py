@@ -11,10 +11,10 @@ import numpy as np
 
 from fusion_jax.config import Config
 from fusion_jax.data.loader import eval_batches, train_batches
-from fusion_jax.errors import FusionError, Stopped, first_line
+from fusion_jax.errors import FusionError, Stopped
 from fusion_jax.evaluation.grid import Cell, evaluate_grid, make_cell_program, robustness_cells
 from fusion_jax.rng import stream
-from fusion_jax.runs import build_optimizer, new_state, record_run, seed_folder
+from fusion_jax.runs import build_optimizer, new_state, record_run, seed_folder, state_shapes
 from fusion_jax.sources import DataSpec, Source
 from fusion_jax.training.checkpoints import SELECTION, Checkpoints
 from fusion_jax.training.parallel import DataParallel
@@ -51,7 +51,7 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     _check_modalities(config, spec)
     # All that can be refused is refused before anything is written: a folder with a configuration
     # in it takes no other.
-    _check_builds(config, spec)
+    state_shapes(config, spec, 0)
     run = Trainer(config, spec)
     record_run(config, workdir, spec)
     for index in range(config.num_seeds):
@@ -219,14 +219,6 @@ def _check_modalities(config: Config, spec: DataSpec) -> None:
             f"the model's modalities are {list(config.model.modalities)}, "
             f"the data's {list(spec.names)}: change config.model.encoders or config.data"
         )
-
-
-def _check_builds(config: Config, spec: DataSpec) -> None:
-    """Refuse a configuration of which no state can be made; nothing is compiled for that."""
-    try:
-        jax.eval_shape(lambda: new_state(config, spec, 0))
-    except (TypeError, ValueError) as error:
-        raise FusionError(f"the configuration cannot be built: {first_line(error)}") from error
 
 
 @contextlib.contextmanager

@@ -5,11 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
-from jax.sharding import SingleDeviceSharding
 
-from fusion_jax.runs import load_config, new_state
+from fusion_jax.runs import load_config, state_shapes
 from fusion_jax.training.checkpoints import Checkpoints
 from fusion_jax.types import TrainState
 from tests.conftest import ROOT
@@ -55,12 +53,7 @@ def log_lines(workdir: Path, index: int = 0) -> list[dict]:
 def restored(workdir: Path, *, index: int = 0, best: bool = False) -> TrainState:
     """The last (or best) state of a seed of a run, read as evaluation reads it."""
     config, spec, _ = load_config(workdir)
-    here = SingleDeviceSharding(jax.devices()[0])
-    template = jax.tree.map(
-        # Shapes are enough, and nothing has to be compiled for them.
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-        jax.eval_shape(lambda: new_state(config, spec, index)),
-    )
+    template = state_shapes(config, spec, index)
     checkpoints = Checkpoints(workdir / f"seed_{index}" / "checkpoints", read_only=True)
     state = checkpoints.restore_best(template) if best else checkpoints.restore_last(template)
     checkpoints.close()

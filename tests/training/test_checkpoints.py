@@ -1,14 +1,11 @@
-"""Checkpoints with real faults: damaged and deleted files, another model, a full disk."""
+"""Checkpoints with real faults: damaged and deleted files, another model, a folder that is gone."""
 
 import contextlib
 import dataclasses
 import gc
-import json
 import logging
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -20,7 +17,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fusion_jax.errors import FusionError
 from fusion_jax.training.checkpoints import Checkpoints, digest
 from fusion_jax.types import TrainState
-from tests.training.conftest import COMMAND, log_lines, restored
 
 # Files of a step that hold the state and its record: damage to them must never pass. Others are
 # Orbax's notes, which restoring does not need; none of them may change what comes back.
@@ -415,76 +411,3 @@ def test_failure_to_write_is_one_error(tmp_path):
     checkpoints.close()
     with opened(tmp_path / "away", read_only=True) as again:
         assert_same(again.restore_last(make_state(0)), make_state(1))
-
-
-# A full disk
-
-FULL_DISK = """
-import json, os, resource, shutil, subprocess, sys, time
-from pathlib import Path
-
-# Started in a mount namespace of its own (kind "disk") or without (kind "limit").
-kind, disk, out, *command = sys.argv[1:]
-disk, out = Path(disk), Path(out)
-run = disk / "run"
-if kind == "disk":
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], check=True)
-command.append(f"--workdir={run}")
-process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-while not (run / "seed_0" / "checkpoints" / "6").exists() and process.poll() is None:
-    time.sleep(0.002)
-if kind == "disk":
-    file = os.open(disk / "fill", os.O_CREAT | os.O_WRONLY)
-    try:
-        while True:
-            os.write(file, bytes(4096))
-    except OSError:
-        os.close(file)
-else:
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (600, 600))
-stderr = process.communicate(timeout=300)[1]
-shutil.copytree(run, out / "stopped")
-(disk / "fill").unlink(missing_ok=True)
-again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-shutil.copytree(run, out / "finished")
-statuses = [process.returncode, again.returncode]
-(out / "result.json").write_text(json.dumps([statuses, stderr, again.stderr]))
-"""
-
-
-def can_mount(folder: Path) -> bool:
-    """Whether a small file system can be mounted here, in a namespace of its own."""
-    script = 'mount -t tmpfs -o size=1m none "$1"'
-    try:
-        command = ["unshare", "-rm", "sh", "-c", script, "sh", str(folder)]
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-def test_full_disk_stops_with_one_line_and_the_same_command_goes_on(
-    tmp_path, program_environment, reference
-):
-    """A real file system of 8 MB, filled after the first checkpoint; else a limit on file sizes."""
-    disk, out = tmp_path / "disk", tmp_path / "out"
-    disk.mkdir(), out.mkdir()
-    kind = "disk" if can_mount(disk) else "limit"
-    namespace = ["unshare", "-rm"] if kind == "disk" else []
-    driver = [sys.executable, "-c", FULL_DISK, kind, str(disk), str(out), *COMMAND]
-    subprocess.run([*namespace, *driver], env=program_environment, check=True, timeout=600)
-    statuses, stderr, stderr_again = json.loads((out / "result.json").read_text())
-
-    assert statuses == [2, 0], (stderr, stderr_again)
-    errors = [line for line in stderr.splitlines() if not line.startswith("seed 0  step ")]
-    assert len(errors) == 1, stderr
-    assert errors[0].startswith("error: cannot ")
-    reason = "the disk is full: free space" if kind == "disk" else "File too large"
-    assert reason in errors[0]
-    assert "run the same command again" in errors[0]
-
-    stopped = restored(out / "stopped")
-    assert int(stopped.step) in (6, 12)
-    assert stderr_again.startswith(f"seed 0  step {int(stopped.step) + 3}/")
-    # Nothing of the interruption is left in the result.
-    assert int(digest(restored(out / "finished"))) == int(digest(restored(reference)))
-    assert log_lines(out / "finished") == log_lines(reference)

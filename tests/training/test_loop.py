@@ -1,4 +1,4 @@
-"""The training loop as users meet it: `python train.py`, killed, stopped, resumed and misused."""
+"""The training loop as users meet it: `python train.py`, killed, stopped, out of disk, misused."""
 
 import functools
 import json
@@ -8,6 +8,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from fusion_jax.training.checkpoints import digest
-from tests.training.conftest import NUM_STEPS, finish, log_lines, restored, start
+from tests.training.conftest import COMMAND, NUM_STEPS, finish, log_lines, restored, start
+
+# Real processes, killed and restarted: minutes, in the slower stage of .ci/run.
+pytestmark = pytest.mark.slow
 
 PROGRESS = re.compile(
     r"seed \d+  step \d+/\d+  .*loss .*  \d+ examples/s  \d\d:\d\d left"
@@ -279,6 +283,77 @@ def test_all_checkpoints_damaged_is_one_line(tmp_path, program_environment, refe
     assert error.startswith("error: every checkpoint in ")
     assert error.endswith("is damaged: restore the folder or train again")
     assert snapshot(workdir) == before
+
+
+# A full disk
+
+FULL_DISK = """
+import json, os, resource, shutil, subprocess, sys, time
+from pathlib import Path
+
+# Started in a mount namespace of its own (kind "disk") or without (kind "limit").
+kind, disk, out, *command = sys.argv[1:]
+disk, out = Path(disk), Path(out)
+run = disk / "run"
+if kind == "disk":
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", disk], check=True)
+command.append(f"--workdir={run}")
+process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+while not (run / "seed_0" / "checkpoints" / "6").exists() and process.poll() is None:
+    time.sleep(0.002)
+if kind == "disk":
+    file = os.open(disk / "fill", os.O_CREAT | os.O_WRONLY)
+    try:
+        while True:
+            os.write(file, bytes(4096))
+    except OSError:
+        os.close(file)
+else:
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (600, 600))
+stderr = process.communicate(timeout=300)[1]
+shutil.copytree(run, out / "stopped")
+(disk / "fill").unlink(missing_ok=True)
+again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+shutil.copytree(run, out / "finished")
+statuses = [process.returncode, again.returncode]
+(out / "result.json").write_text(json.dumps([statuses, stderr, again.stderr]))
+"""
+
+
+def can_mount(folder: Path) -> bool:
+    """Whether a small file system can be mounted here, in a namespace of its own."""
+    script = 'mount -t tmpfs -o size=1m none "$1"'
+    try:
+        command = ["unshare", "-rm", "sh", "-c", script, "sh", str(folder)]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def test_full_disk_stops_with_one_line_and_the_same_command_goes_on(
+    tmp_path, program_environment, reference
+):
+    """A real file system of 8 MB, filled after the first checkpoint; else a limit on file sizes."""
+    disk, out = tmp_path / "disk", tmp_path / "out"
+    disk.mkdir(), out.mkdir()
+    kind = "disk" if can_mount(disk) else "limit"
+    namespace = ["unshare", "-rm"] if kind == "disk" else []
+    driver = [sys.executable, "-c", FULL_DISK, kind, str(disk), str(out), *COMMAND]
+    subprocess.run([*namespace, *driver], env=program_environment, check=True, timeout=600)
+    statuses, stderr, stderr_again = json.loads((out / "result.json").read_text())
+
+    assert statuses == [2, 0], (stderr, stderr_again)
+    (error,) = other_lines(stderr)
+    assert error.startswith("error: cannot ")
+    reason = "the disk is full: free space" if kind == "disk" else "File too large"
+    assert reason in error
+    assert "run the same command again" in error
+
+    stopped = restored(out / "stopped")
+    assert int(stopped.step) in (6, 12)
+    assert stderr_again.startswith(f"seed 0  step {int(stopped.step) + 3}/")
+    assert other_lines(stderr_again) == []
+    assert_same_result(out / "finished", reference)
 
 
 # Seeds, and a loss that is not finite
