@@ -4,14 +4,18 @@ python train.py --config=configs/av_mnist.py --workdir=runs/av_mnist
 
 Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation),
 `transformer` (the same with a late-fusion transformer), `audio` and `image` (one modality alone,
-same encoder and augmentation). A seed takes 4 to 7 minutes on 2 CPU cores; results of three seeds:
-docs/results/av_mnist.md.
+same encoder and augmentation); `mwam`, `ogm` and `fixed` are `static` with that balancer. A seed
+takes 4 to 7 minutes on 2 CPU cores; results of three seeds: docs/results/av_mnist.md.
 
 `resnet18` is `udml` with ResNet-18 encoders of half the usual width (2.8 million parameters each).
 """
 
 import functools
 
+from fusion_jax.balancing.fixed import FixedScales
+from fusion_jax.balancing.mwam import MWAM
+from fusion_jax.balancing.none import NoBalancer
+from fusion_jax.balancing.ogm import OGM
 from fusion_jax.config import Config, Recipe
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
 from fusion_jax.corruptions.white_noise import WhiteNoise
@@ -37,9 +41,19 @@ VARIANTS = {
     "udml": (UDMLScheduler, ("audio", "image")),
     "static": (StaticScheduler, ("audio", "image")),
     "transformer": (StaticScheduler, ("audio", "image")),
+    "mwam": (StaticScheduler, ("audio", "image")),
+    "ogm": (StaticScheduler, ("audio", "image")),
+    "fixed": (StaticScheduler, ("audio", "image")),
     "audio": (StaticScheduler, ("audio",)),
     "image": (StaticScheduler, ("image",)),
     "resnet18": (UDMLScheduler, ("audio", "image")),
+}
+
+# Sides that are no multiple of 8 are repeated at their edge for the frequency ratio.
+BALANCERS = {
+    "mwam": functools.partial(MWAM, padding="edge"),
+    "ogm": OGM,
+    "fixed": FixedScales,
 }
 
 
@@ -65,6 +79,7 @@ def get_config(variant: str = "udml") -> Config:
         recipe=Recipe(corruptions={name: corruptions[name] for name in modalities}),
         # Each modality must also stand alone, in every variant (chosen on validation).
         objective=Supervised(unimodal_weight=1.0),
+        balancer=BALANCERS.get(variant, NoBalancer)(),
         optimizer=AdamW(learning_rate=1e-3 if deep else 4e-3),
         num_steps=2000,
         batch_size=128,

@@ -19,7 +19,7 @@ from fusion_jax.balancing.none import NoBalancer
 from fusion_jax.errors import FusionError, first_line, writing
 from fusion_jax.models import FusionModel
 from fusion_jax.objectives.supervised import Supervised
-from fusion_jax.optimizers import AdamW
+from fusion_jax.optimizers import SGD, AdamW
 from fusion_jax.tasks.classification import Classification
 
 CLASS = "$class"
@@ -95,7 +95,7 @@ class Config:
     objective: Any = dataclasses.field(default_factory=Supervised)
     balancer: Any = dataclasses.field(default_factory=NoBalancer)
     recipe: Recipe = dataclasses.field(default_factory=Recipe)
-    optimizer: AdamW = dataclasses.field(default_factory=AdamW)
+    optimizer: AdamW | SGD = dataclasses.field(default_factory=AdamW)
     parallel: Parallel = dataclasses.field(default_factory=Parallel)
     num_steps: int = 1000
     batch_size: int = 128

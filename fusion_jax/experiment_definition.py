@@ -4,6 +4,7 @@
     title = "Audio-visual MNIST: fusion under noise and missing modalities"
     seeds = [0, 1, 2]
     reference = "static"            # what the other methods are compared with
+    overrides = ["eval_every=100"]  # optional: of every run
 
     [runs.static]
     config = "configs/av_mnist.py:static"
@@ -34,7 +35,14 @@ from fusion_jax.errors import FusionError, first_line
 ROLES = ("method", "alone")
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # it becomes the name of a file
-_FIELDS = {"name": str, "title": str, "seeds": list, "reference": str, "runs": dict}
+_FIELDS = {
+    "name": str,
+    "title": str,
+    "seeds": list,
+    "reference": str,
+    "overrides": list,
+    "runs": dict,
+}
 _RUN_FIELDS = {"config": str, "overrides": list, "role": str}
 _TYPES: dict[type, str] = {str: "string", list: "list", dict: "table"}
 _FIXED = ("seed", "num_seeds")
@@ -126,7 +134,8 @@ def read_experiment(path: str | Path) -> Experiment:
         ) from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
         raise FusionError(f"{path} cannot be read: {first_line(error)}") from error
-    _check_fields(str(path), tree, _FIELDS, optional=())
+    _check_fields(str(path), tree, _FIELDS, optional=("overrides",))
+    common = _read_overrides(str(path), tree)
     seeds = tree["seeds"]
     if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise FusionError(f"{path}: seeds is {seeds}: it must list integers from 0 upwards")
@@ -134,7 +143,8 @@ def read_experiment(path: str | Path) -> Experiment:
         raise FusionError(f"{path}: seeds is {seeds}: one of them stands there twice")
     _check_name(f"{path}: name", tree["name"])
     runs = tuple(
-        _read_run(f"{path}: runs.{label}", label, tree["runs"][label]) for label in tree["runs"]
+        _read_run(f"{path}: runs.{label}", label, tree["runs"][label], common)
+        for label in tree["runs"]
     )
     methods = [run.label for run in runs if run.role == "method"]
     if tree["reference"] not in methods:
@@ -145,12 +155,21 @@ def read_experiment(path: str | Path) -> Experiment:
     return Experiment(str(path), tree["name"], tree["title"], tuple(seeds), tree["reference"], runs)
 
 
-def _read_run(where: str, label: str, tree: Any) -> Run:
-    """One entry of [runs]."""
+def _read_run(where: str, label: str, tree: Any, common: tuple[str, ...]) -> Run:
+    """One entry of [runs], with the overrides that all have."""
     _check_name(where, label)
     if not isinstance(tree, dict):
         raise FusionError(f"{where} is {tree!r}: write a table [runs.{label}] with a config")
     _check_fields(where, tree, _RUN_FIELDS, optional=("overrides", "role"))
+    overrides = common + _read_overrides(where, tree)
+    role = tree.get("role", ROLES[0])
+    if role not in ROLES:
+        raise FusionError(f"{where}: role is {role!r}: choose one of {list(ROLES)}")
+    return Run(label, tree["config"], overrides, role)
+
+
+def _read_overrides(where: str, tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """The "field=value" entries of a table."""
     overrides = tree.get("overrides", [])
     for override in overrides:
         field, equals, _ = override.partition("=") if isinstance(override, str) else ("", "", "")
@@ -158,10 +177,7 @@ def _read_run(where: str, label: str, tree: Any) -> Run:
             raise FusionError(f"{where}: the override {override!r} must read 'field=value'")
         if field in _FIXED:
             raise FusionError(f"{where} overrides {field}: seeds are listed once, for all runs")
-    role = tree.get("role", ROLES[0])
-    if role not in ROLES:
-        raise FusionError(f"{where}: role is {role!r}: choose one of {list(ROLES)}")
-    return Run(label, tree["config"], tuple(overrides), role)
+    return tuple(overrides)
 
 
 def _check_name(where: str, name: str) -> None:

@@ -12,6 +12,7 @@ the per-example records, `table` docs/results/<name>.md from that file alone.
 """
 
 import hashlib
+import json
 import shlex
 import signal
 import sys
@@ -20,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 from absl import flags
 
 from fusion_jax import cli
@@ -30,7 +32,7 @@ from fusion_jax.evaluation.tables import render_tables
 from fusion_jax.experiment_collect import collect
 from fusion_jax.experiment_definition import Experiment, read_experiment
 from fusion_jax.experiment_results import SCHEMA, Job, changed_field, make_jobs, records_path
-from fusion_jax.runs import held
+from fusion_jax.runs import held, seed_folder
 from fusion_jax.training.loop import train
 
 ACTIONS = ("run", "list", "collect", "table")
@@ -109,8 +111,20 @@ def _run_job(job: Job, config: Config, allow: Sequence[str]) -> dict[str, Any]:
         # What an interrupted run took before is not known.
         "seconds": None if resumed else round(seconds, 1),
         "step": report["run"]["trained_steps"][str(job.seed)],
+        "update_scale": mean_update_scale(job.folder),
         "records_sha256": hashlib.sha256(records).hexdigest(),
         **{key: report[key] for key in ("data", "training_severity", "cells")},
+    }
+
+
+def mean_update_scale(folder: Path) -> dict[str, float]:
+    """Modality -> mean of the balancer's update scale over the training steps of a run's log."""
+    prefix, lines = "update_scale/", (seed_folder(folder, 0) / "metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in lines.splitlines()]
+    names = sorted({name for row in rows for name in row if name.startswith(prefix)})
+    return {
+        name.removeprefix(prefix): float(np.mean([row[name] for row in rows if name in row]))
+        for name in names
     }
 
 

@@ -14,14 +14,15 @@ from fusion_jax.errors import FusionError
 class AdamW:
     """AdamW with linear warm-up and cosine decay to 0.
 
-    The balancer's scale acts between the Adam step and the weight decay: before Adam a constant
-    factor cancels, and weight decay is not the modality's gradient.
+    A balancer's scale acts where the balancer says: on the update, between the Adam step and the
+    weight decay, or on the gradient, before Adam, where a constant factor cancels. Weight decay is
+    not the modality's gradient and is never scaled.
 
     Attributes:
         learning_rate: peak value.
         warmup_fraction: part of training, in [0, 1).
         weight_decay: decoupled; biases and norms (arrays of one axis) are left out.
-        clip_norm: global gradient norm, > 0.
+        clip_norm: global gradient norm, > 0; clipped before a balancer scales.
         frozen: paths of parameters that never change, with all below them: ("encoders_audio",
             "encoders_video/Conv_0"). They get no step, no weight decay and no optimiser memory, and
             do not count in the gradient norm that is clipped. Batch statistics are no parameters
@@ -41,25 +42,80 @@ class AdamW:
 
         Its `init` raises a FusionError where `frozen` names what is no parameter, or every one.
         """
-        schedule = optax.warmup_cosine_decay_schedule(
-            init_value=0.0,
-            peak_value=self.learning_rate,
-            warmup_steps=max(1, round(self.warmup_fraction * num_steps)),
-            decay_steps=max(2, num_steps),
-        )
         trained = optax.chain(
             optax.clip_by_global_norm(self.clip_norm),
+            scale_by_modality(path_to_modality, modalities, site="gradient"),
             optax.scale_by_adam(),
-            scale_by_modality(path_to_modality, modalities),
+            scale_by_modality(path_to_modality, modalities, site="update"),
             optax.add_decayed_weights(self.weight_decay, mask=_matrices),
-            optax.scale_by_learning_rate(schedule),
+            optax.scale_by_learning_rate(
+                _schedule(self.learning_rate, self.warmup_fraction, num_steps)
+            ),
         )
-        if not self.frozen:
-            return trained
-        return optax.partition(
-            {"trained": trained, "frozen": optax.set_to_zero()},
-            lambda params: frozen_or_trained(params, self.frozen),
+        return _without_frozen(trained, self.frozen)
+
+
+@dataclasses.dataclass
+class SGD:
+    """SGD with momentum, linear warm-up and cosine decay to 0, as most published hosts train.
+
+    A balancer's scale on the gradient acts before weight decay and momentum, so that momentum
+    gathers scaled gradients and the decay is not scaled; on the update it acts on their sum.
+
+    Attributes:
+        learning_rate: peak value.
+        momentum: in [0, 1).
+        warmup_fraction: part of training, in [0, 1).
+        weight_decay: added to the gradient (L2); biases and norms are left out.
+        clip_norm: global gradient norm; 0 for no clipping.
+        frozen: see `AdamW`.
+    """
+
+    learning_rate: float = 1e-2
+    momentum: float = 0.9
+    warmup_fraction: float = 0.05
+    weight_decay: float = 5e-4
+    clip_norm: float = 0.0
+    frozen: tuple[str, ...] = ()
+
+    def build(
+        self, *, num_steps: int, path_to_modality: PathToModality, modalities: tuple[str, ...]
+    ) -> optax.GradientTransformationExtraArgs:
+        """The transformation for a run of `num_steps` steps; see `AdamW.build`."""
+        clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
+        trained = optax.chain(
+            clip,
+            scale_by_modality(path_to_modality, modalities, site="gradient"),
+            optax.add_decayed_weights(self.weight_decay, mask=_matrices),
+            optax.trace(self.momentum),
+            scale_by_modality(path_to_modality, modalities, site="update"),
+            optax.scale_by_learning_rate(
+                _schedule(self.learning_rate, self.warmup_fraction, num_steps)
+            ),
         )
+        return _without_frozen(trained, self.frozen)
+
+
+def _schedule(peak: float, warmup_fraction: float, num_steps: int) -> optax.Schedule:
+    """Linear warm-up, then cosine decay to 0 at the last step."""
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=peak,
+        warmup_steps=max(1, round(warmup_fraction * num_steps)),
+        decay_steps=max(2, num_steps),
+    )
+
+
+def _without_frozen(
+    trained: optax.GradientTransformationExtraArgs, frozen: tuple[str, ...]
+) -> optax.GradientTransformationExtraArgs:
+    """`trained` for all parameters but the frozen ones."""
+    if not frozen:
+        return trained
+    return optax.partition(
+        {"trained": trained, "frozen": optax.set_to_zero()},
+        lambda params: frozen_or_trained(params, frozen),
+    )
 
 
 def _matrices(params: optax.Params) -> optax.Params:

@@ -40,12 +40,15 @@ class Features:
         tokens: [B, N, D] or None. A spatial map is tokens in row-major order.
         token_mask: Bool[B, N] or None (all tokens count).
         log_variance: [B, D] or None, of a probabilistic encoder.
+        grid: positions along each axis of the map that the tokens are, or None; a static value,
+            whose product is N.
     """
 
     pooled: Float[Array, "b d"]
     tokens: Float[Array, "b n d"] | None = None
     token_mask: Bool[Array, "b n"] | None = None
     log_variance: Float[Array, "b d"] | None = None
+    grid: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
 
 
 @struct.dataclass
@@ -119,12 +122,14 @@ class ModelOutput:
             where the modality is absent, so mask them with `present`.
         fusion: FusionWeights.
         features: modality name -> Features.
+        present: Bool[B, M], what the model was given: in training after modality dropout.
     """
 
     prediction: PyTree
     unimodal: PyTree
     fusion: FusionWeights
     features: dict[str, Features]
+    present: Bool[Array, "b m"]
 
 
 @struct.dataclass

@@ -32,7 +32,7 @@ TASKS = members("fusion_jax.tasks", "compute")
 
 def test_members_are_all_found():
     found = [SIGNALS, SCHEDULERS, OPERATORS, ENCODERS, BALANCERS, OBJECTIVES, CORRUPTIONS, TASKS]
-    assert [len(group) for group in found] == [2, 2, 8, 4, 2, 1, 2, 1]
+    assert [len(group) for group in found] == [2, 2, 8, 4, 4, 1, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -384,6 +384,7 @@ def test_balancer_traces_once_and_is_pure(kind, num):
         jnp.ones((8, num, 3)),
         FusionWeights(jnp.ones((8, num)) / num, jnp.zeros(8), {}),
         make_features(8, num),
+        jnp.ones((8, num), bool),
     )
     traces = []
 
@@ -414,6 +415,7 @@ def test_objective_gives_a_loss_per_row_that_padding_cannot_touch(kind):
             jnp.asarray(logits)[:, None].repeat(2, axis=1),
             FusionWeights(jnp.full((8, 2), 0.5), jnp.zeros(8), {}),
             features,
+            jnp.ones((8, 2), bool),
         )
         views = dict.fromkeys(objective.views, output)
         loss, _, metrics = objective(

@@ -157,6 +157,7 @@ def test_without_frozen_paths_the_state_is_that_of_the_plain_chain():
     kinds = [type(part).__name__ for part in state]
     assert kinds == [
         "EmptyState",
+        "EmptyState",
         "ScaleByAdamState",
         "EmptyState",
         "MaskedState",

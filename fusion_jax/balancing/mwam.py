@@ -15,30 +15,51 @@ from jaxtyping import Array, Bool, Float
 from fusion_jax.axes import masked_mean
 from fusion_jax.errors import FusionError
 from fusion_jax.frequency import frequency_ratio
-from fusion_jax.types import Batch, ModelOutput
+from fusion_jax.types import Batch, Features, ModelOutput
 
 EPSILON = 1e-6
 
 
-class _Preset(NamedTuple):
-    """Constants of equation 5, and what equation 6 divides by what."""
+class Preset(NamedTuple):
+    """The constants of equation 5 and the choices around it.
 
-    alpha: float
-    beta: float
-    slope: float
-    centre: float
-    numerator: str
-    denominator: str
-    start: str
-    mode: str
+    Attributes:
+        alpha: the largest weight, before normalisation.
+        beta: alpha - beta is the smallest.
+        slope: steepness in the share.
+        centre: the share that gets the weight in the middle.
+        share: what equation 6 divides by what, one of `SHARES`.
+        start: of the bank, see `update_bank`.
+        metric: `mode` of `fusion_jax.frequency.frequency_ratio`.
+        normalised: clip shares to [0, M] and divide weights by their mean.
+    """
+
+    alpha: float = 1.5
+    beta: float = 1.0
+    slope: float = 6.0
+    centre: float = 1.0
+    share: str = "bank_over_bank"
+    start: str = "first"
+    metric: str = "robust"
+    normalised: bool = True
 
 
 PRESETS = {
-    "robust": _Preset(1.5, 1.0, 6.0, 1.0, "bank", "bank", "first", "robust"),
-    "paper": _Preset(1.5, 1.0, 6.0, 0.7, "ratio", "ratio", "first", "official"),
-    "official": _Preset(1.5, 1.0, 10.0, 1.0, "ratio", "bank", "soft", "official"),
+    "robust": Preset(),
+    "paper": Preset(centre=0.7, share="ratio_over_ratio", metric="official", normalised=False),
+    "official": Preset(
+        slope=10.0, share="ratio_over_bank", start="soft", metric="official", normalised=False
+    ),
 }
-INTERVENTIONS = ("update", "loss", "hybrid")
+SHARES = ("ratio_over_bank", "ratio_over_ratio", "bank_over_bank")
+# What is scaled, and whether the objective's unimodal losses are.
+INTERVENTIONS = {
+    "update": ("update", False),
+    "gradient": ("gradient", False),
+    "loss": (None, True),
+    "hybrid": ("gradient", True),
+}
+SOURCES = ("input", "features")
 
 
 def update_bank(
@@ -78,7 +99,7 @@ def balance_weights(
     ratio: Float[Array, " m"],
     bank: Float[Array, " m"],
     *,
-    preset: str = "robust",
+    preset: str | Preset = "robust",
     available: Bool[Array, " m"] | None = None,
 ) -> Float[Array, " m"]:
     """Weights K = alpha - beta sigmoid(slope (T - centre)), T each modality's share of the mean.
@@ -92,33 +113,55 @@ def balance_weights(
     Args:
         ratio: [M], of this batch, >= 0.
         bank: [M], after this batch, >= 0.
-        preset: one of the above.
+        preset: one of the above, or a `Preset`.
         available: Bool[M]; the others do not enter the means and get weight 1. None: all.
 
     Returns:
         [M] in (alpha - beta, alpha), before "robust" divides.
 
     Raises:
-        FusionError: for an unknown preset.
+        FusionError: for an unknown preset or share.
 
     References:
         Lu et al., MWAM, arXiv 2602.22644, equations 5 and 6; "official": its released code.
     """
-    chosen = _preset(preset)
+    chosen = _preset(preset) if isinstance(preset, str) else preset
     here = jnp.ones(bank.shape, bool) if available is None else available
-    count = jnp.maximum(here.sum(), 1)
-
-    def mean(values: Array) -> Array:
-        return jnp.sum(jnp.where(here, values, 0)) / count
-
-    values = {"ratio": jnp.where(here, ratio, 0), "bank": jnp.where(here, bank, 0)}
-    share = values[chosen.numerator] / (mean(values[chosen.denominator]) + EPSILON)
-    if preset == "robust":
+    share = frequency_shares(ratio, bank, share=chosen.share, available=here)
+    if chosen.normalised:
         share = jnp.clip(share, 0, bank.shape[0])
     weights = chosen.alpha - chosen.beta * jax.nn.sigmoid(chosen.slope * (share - chosen.centre))
-    if preset == "robust":
-        weights = weights / mean(weights)
+    if chosen.normalised:
+        weights = weights / _mean(weights, here)
     return jnp.where(here, weights, 1)
+
+
+def frequency_shares(
+    ratio: Float[Array, " m"],
+    bank: Float[Array, " m"],
+    *,
+    share: str,
+    available: Bool[Array, " m"],
+) -> Float[Array, " m"]:
+    """T [M]: each modality's ratio or bank over a mean of the available ones, 0 on the others.
+
+    Args:
+        ratio: [M], of this batch.
+        bank: [M], after this batch.
+        share: "ratio_over_bank" (the released code), "ratio_over_ratio" (equation 6) or
+            "bank_over_bank" (the paper's text).
+        available: Bool[M].
+
+    Raises:
+        FusionError: for another share.
+    """
+    if share not in SHARES:
+        raise FusionError(f"share is {share!r}: choose one of {list(SHARES)}")
+    over, under = (
+        jnp.where(available, ratio if name == "ratio" else bank, 0)
+        for name in share.split("_over_")
+    )
+    return over / (_mean(under, available) + EPSILON)
 
 
 @dataclasses.dataclass
@@ -127,19 +170,30 @@ class MWAM:
 
     It reads the clean, preprocessed view: the metric does not depend on the model, and corrupted or
     absent rows are not what a modality is like. A modality that is absent from a whole batch keeps
-    its bank and gets weight 1. Whether "update" scales the gradient or the finished update is the
-    optimiser's: after Adam (`fusion_jax.optimizers.AdamW`) it is the update, since a constant
-    factor before Adam cancels.
+    its bank and gets weight 1. It goes with any scheduler and with modality dropout.
 
     Attributes:
         preset: "robust", "paper" or "official", see `balance_weights`; the last two use the
             official frequency ratio, which flat blocks dominate.
-        intervention: "update" (the updates of the encoders), "loss" (the unimodal losses, where the
-            objective has them) or "hybrid" (both).
+        intervention: what the weights scale in the encoders: "update", the finished step of the
+            optimiser; "gradient", what the optimiser is given (with Adam a constant factor
+            cancels); "loss", the unimodal losses, where the objective has them
+            (`Supervised.unimodal_weight`); "hybrid", gradient and loss, as published.
+        source: what the ratio is of: "input", or "features", the maps that the encoders return on
+            the objective's first view.
+        metric: `mode` of `fusion_jax.frequency.frequency_ratio`; empty for the preset's.
+        share: one of "ratio_over_bank", "ratio_over_ratio", "bank_over_bank"; empty for the
+            preset's.
+        constants: (alpha, beta, slope, centre) of equation 5; empty for the preset's.
         decay: of the bank, in [0, 1).
-        transform: "dct" or, with "robust", "fft".
+        transform: "dct" or, with the metric "robust", "fft".
         block: side of a DCT block. A modality smaller than that cannot be balanced by frequency.
-        padding: for sizes that are no multiple of it: "error", "edge" or "crop".
+            For features it is halved until it divides the map.
+        corner: coefficients along each axis of a band, at most half of a block.
+        flip: of the official metric, "block" or "global".
+        padding: for sizes that are no multiple of a block: "error", "edge" or "crop".
+        permuted: give each modality the weight of the one before it: the control that tells whether
+            it matters which one is slowed down.
 
     References:
         Lu et al., MWAM, arXiv 2602.22644, algorithm 1 and section 4. "robust" is ours.
@@ -147,16 +201,34 @@ class MWAM:
 
     preset: str = "robust"
     intervention: str = "update"
+    source: str = "input"
+    metric: str = ""
+    share: str = ""
+    constants: tuple[float, ...] = ()
     decay: float = 0.5
     transform: str = "dct"
     block: int = 8
+    corner: int = 2
+    flip: str = "block"
     padding: str = "error"
+    permuted: bool = False
+
+    @property
+    def site(self) -> str:
+        """Where the optimiser scales; see `fusion_jax.balancing.none.NoBalancer`."""
+        return _choice("intervention", self.intervention, INTERVENTIONS)[0] or "update"
 
     def init(self, num_modalities: int) -> Any:
-        """An empty bank."""
+        """An empty bank, and the shares T of the last step for the log.
+
+        Raises:
+            FusionError: for unknown words and numbers out of range.
+        """
+        self._check()
         return {
             "bank": jnp.zeros(num_modalities, jnp.float32),
             "seen": jnp.zeros(num_modalities, bool),
+            "share": jnp.zeros(num_modalities, jnp.float32),
         }
 
     def observe(
@@ -164,46 +236,74 @@ class MWAM:
     ) -> tuple[Float[Array, " m"], Float[Array, " m"], Any]:
         """Look at a training step; see `fusion_jax.balancing.none.NoBalancer.observe`.
 
+        Args:
+            state: as returned by `init` or the last call.
+            batch: the clean view, preprocessed.
+            output: used with `source="features"` only; may be None with "input".
+
         Raises:
             FusionError: for unknown words, and modalities that the metric cannot be taken of.
         """
-        if self.intervention not in INTERVENTIONS:
-            raise FusionError(
-                f"intervention is {self.intervention!r}: choose one of {list(INTERVENTIONS)}"
-            )
-        ratio, here = self._ratios(batch)
+        chosen = self._check()
+        ratio, here = self._ratios(batch, output, chosen.metric)
+        known = here & jnp.isfinite(ratio)
         bank = update_bank(
             state["bank"],
-            jnp.where(here, ratio, jnp.nan),
+            jnp.where(known, ratio, jnp.nan),
             seen=state["seen"],
             decay=self.decay,
-            start=_preset(self.preset).start,
+            start=chosen.start,
         )
-        seen = state["seen"] | (here & jnp.isfinite(ratio))
-        usable = here & jnp.isfinite(ratio) & seen
-        weights = balance_weights(ratio, bank, preset=self.preset, available=usable)
+        weights = balance_weights(ratio, bank, preset=chosen, available=known)
+        share = frequency_shares(ratio, bank, share=chosen.share, available=known)
+        if self.permuted:
+            weights = jnp.roll(weights, 1)
         ones = jnp.ones_like(weights)
-        loss_weights = ones if self.intervention == "update" else weights
-        update_scale = ones if self.intervention == "loss" else weights
-        return loss_weights, update_scale, {"bank": bank, "seen": seen}
+        site, losses = INTERVENTIONS[self.intervention]
+        state = {"bank": bank, "seen": state["seen"] | known, "share": share}
+        return weights if losses else ones, weights if site else ones, state
 
-    def _ratios(self, batch: Batch) -> tuple[Float[Array, " m"], Bool[Array, " m"]]:
+    def _check(self) -> Preset:
+        """The preset with the fields that stand in its place."""
+        chosen = _preset(self.preset)
+        _choice("intervention", self.intervention, INTERVENTIONS)
+        _choice("source", self.source, SOURCES)
+        if self.constants:
+            if len(self.constants) != 4:
+                raise FusionError(
+                    f"constants is {self.constants}: give four, (alpha, beta, slope, centre)"
+                )
+            alpha, beta, slope, centre = self.constants
+            chosen = chosen._replace(alpha=alpha, beta=beta, slope=slope, centre=centre)
+        return chosen._replace(
+            metric=self.metric or chosen.metric, share=self.share or chosen.share
+        )
+
+    def _ratios(
+        self, batch: Batch, output: ModelOutput, metric: str
+    ) -> tuple[Float[Array, " m"], Bool[Array, " m"]]:
         """Mean frequency ratio [M] of the present rows of the global batch, and where there is one.
 
         The mean, where the paper sums over the batch: shares are the same, and a batch with fewer
         rows of a modality does not look like one with less low frequency.
         """
-        mode = _preset(self.preset).mode
+        present = batch.present if self.source == "input" else output.present
         means, counts = [], []
         for m, name in enumerate(sorted(batch.inputs)):
-            rows = batch.mask & batch.present[:, m]
+            x, block = batch.inputs[name], self.block
+            if self.source == "features":
+                x = feature_map(name, output.features[name])
+                block = _fitting_block(x, self.block)
             values = frequency_ratio(
-                batch.inputs[name],
-                mode=mode,
+                x,
+                mode=metric,
                 transform=self.transform,
-                block=self.block,
+                block=block,
+                corner=min(self.corner, block // 2) if self.source == "features" else self.corner,
+                flip=self.flip,
                 padding=self.padding,
             )
+            rows = batch.mask & present[:, m]
             means.append(masked_mean(values, rows))
             counts.append(masked_mean(rows.astype(jnp.float32), batch.mask))
         return jnp.stack(means), jnp.stack(counts) > 0
@@ -214,8 +314,40 @@ class MWAM:
         return cls()
 
 
-def _preset(name: str) -> _Preset:
+def feature_map(name: str, features: Features) -> Float[Array, "b ... d"]:
+    """The tokens of an encoder as the map [B, *grid, D] that they are.
+
+    Raises:
+        FusionError: for features that are no map.
+    """
+    if features.tokens is None or features.grid is None:
+        raise FusionError(
+            f"the features of {name!r} are no map: use source='input', or an encoder that returns "
+            "tokens with their grid (cnn, resnet, vit)"
+        )
+    return features.tokens.reshape(features.tokens.shape[0], *features.grid, -1)
+
+
+def _fitting_block(x: Float[Array, "b ..."], block: int) -> int:
+    """`block`, halved until it divides the map; at least 2."""
+    sides = x.shape[-3:-1] if x.ndim > 3 else x.shape[1:2]
+    while block > 2 and any(side % block for side in sides):
+        block = max(2, block // 2)
+    return block
+
+
+def _mean(values: Float[Array, " m"], here: Bool[Array, " m"]) -> Float[Array, ""]:
+    """Mean over the available modalities, 0 where there is none."""
+    return jnp.sum(jnp.where(here, values, 0)) / jnp.maximum(here.sum(), 1)
+
+
+def _preset(name: str) -> Preset:
     """The constants of a preset."""
-    if name not in PRESETS:
-        raise FusionError(f"preset is {name!r}: choose one of {list(PRESETS)}")
-    return PRESETS[name]
+    return _choice("preset", name, PRESETS)
+
+
+def _choice(field: str, name: str, choices: Any) -> Any:
+    """What a word stands for."""
+    if name not in choices:
+        raise FusionError(f"{field} is {name!r}: choose one of {list(choices)}")
+    return choices[name] if isinstance(choices, dict) else name

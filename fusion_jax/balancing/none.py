@@ -11,7 +11,13 @@ from fusion_jax.types import Batch, ModelOutput
 
 @dataclasses.dataclass
 class NoBalancer:
-    """The neutral balancer: all weights and scales are 1. It shows the protocol in full."""
+    """The neutral balancer: all weights and scales are 1. It shows the protocol in full.
+
+    A balancer may have two more attributes (fields or properties). `site`: where `update_scale`
+    acts, "update" (the default: on the finished step of an adaptive optimiser) or "gradient" (on
+    what the optimiser is given). `gradient_noise`: with site "gradient", noise in standard
+    deviations of each gradient, see `fusion_jax.balancing.scale_by_modality`.
+    """
 
     def init(self, num_modalities: int) -> Any:
         """State before the first step; any pytree of arrays. Here: nothing."""
@@ -25,12 +31,13 @@ class NoBalancer:
         Args:
             state: as returned by `init` or the last `observe`.
             batch: the clean view, preprocessed, with its presence and mask.
-            output: the model's output on the objective's first view, with stopped gradient.
+            output: the model's output on the objective's first view, with stopped gradient; its
+                `present` is after modality dropout.
 
         Returns:
             loss_weights [M] of the unimodal losses, update_scale [M] of the updates of
-            modality-specific parameters, and the next state. Batch statistics must go through
-            `fusion_jax.axes.psum`.
+            modality-specific parameters, and the next state, whose [M] numbers are logged. Batch
+            statistics must go through `fusion_jax.axes.psum`.
         """
         ones = jnp.ones(batch.present.shape[1], jnp.float32)
         return ones, ones, state

@@ -37,9 +37,10 @@ class CNNEncoder(nn.Module):
         for width in self.widths:
             x = Conv(width, (3, 3), strides=2, use_bias=False, dtype=dtype)(x)
             x = nn.gelu(nn.GroupNorm(num_groups=self.groups, dtype=dtype)(x))
+        grid = x.shape[1:-1]
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         tokens = at_least_float32(nn.Dense(self.features, dtype=dtype)(x))
-        return Features(pooled=jnp.mean(tokens, axis=1), tokens=tokens)
+        return Features(pooled=jnp.mean(tokens, axis=1), tokens=tokens, grid=grid)
 
     @classmethod
     def example(cls) -> tuple["CNNEncoder", tuple[int, ...]]:

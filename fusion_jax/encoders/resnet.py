@@ -87,10 +87,11 @@ class ResNetEncoder(nn.Module):
                     bottleneck=bottleneck,
                     name=f"stage{stage + 1}_block{number + 1}",
                 )(x, conv, norm)
+        grid = x.shape[1:3] if x.shape[0] == rows else (x.shape[0] // rows, *x.shape[1:3])
         x = x.reshape(rows, -1, x.shape[-1])
         projection = nn.Dense(self.features, dtype=dtype, name="projection")
         tokens = at_least_float32(projection(x))
-        return Features(pooled=jnp.mean(tokens, axis=1), tokens=tokens)
+        return Features(pooled=jnp.mean(tokens, axis=1), tokens=tokens, grid=grid)
 
     def _check(self, x: Array) -> None:
         """Refuse what the network cannot be built from, by name."""

@@ -87,7 +87,7 @@ class ViTEncoder(nn.Module):
             block = TransformerBlock(self.heads, self.mlp_ratio, self.dtype, name=f"block_{i}")
             x = block(x, drop=drop)
         tokens = nn.Dense(self.features, name="project")(layer_norm("norm")(x))
-        return Features(pooled=jnp.mean(tokens, axis=1), tokens=tokens)
+        return Features(pooled=jnp.mean(tokens, axis=1), tokens=tokens, grid=grid)
 
     @classmethod
     def example(cls) -> tuple["ViTEncoder", tuple[int, ...]]:

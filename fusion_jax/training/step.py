@@ -73,10 +73,10 @@ def make_train_step(
             after, found = _accumulate(part, state, _split(batch, accumulation), rows)
         grads, update_scale, sums = found
         grads, sums = psum((grads, sums))
-        updates, opt_state = tx.update(
-            grads, state.opt_state, state.params, update_scale=update_scale
-        )
+        scales = scale_arguments(balancer, update_scale, state)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params, **scales)
         metrics = {name: over / jnp.maximum(number, 1) for name, (over, number) in sums.items()}
+        metrics |= balancer_metrics(update_scale, after.balancer)
         metrics["gradient_norm"] = optax.tree.norm(grads)
         params = optax.apply_updates(state.params, updates)
         return dataclasses.replace(
@@ -84,6 +84,28 @@ def make_train_step(
         ), metrics
 
     return step
+
+
+def scale_arguments(balancer: Any, scale: Float[Array, " m"], state: TrainState) -> dict[str, Any]:
+    """What the optimiser is told of the balancer's decision, by where it acts."""
+    site = getattr(balancer, "site", "update")
+    arguments: dict[str, Any] = {f"{site}_scale": scale}
+    noise = getattr(balancer, "gradient_noise", 0.0)
+    if noise:
+        key = stream(state.key, "gradient_noise", state.step)
+        arguments |= {"gradient_noise": noise, "noise_key": key}
+    return arguments
+
+
+def balancer_metrics(scale: Float[Array, " m"], state: Any) -> dict[str, Float[Array, " m"]]:
+    """The scales of a step and the [M] numbers of the balancer's state, for the log."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    shown = {
+        f"balancer/{jax.tree_util.keystr(path, simple=True, separator='/')}": leaf
+        for path, leaf in leaves
+        if leaf.shape == scale.shape and jnp.issubdtype(leaf.dtype, jnp.floating)
+    }
+    return {"update_scale": scale} | shown
 
 
 def _split(batch: Batch, parts: int) -> Batch:
