@@ -6,6 +6,7 @@ plays no part.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -231,21 +232,40 @@ class MWAM:
             "share": jnp.zeros(num_modalities, jnp.float32),
         }
 
-    def observe(
-        self, state: Any, batch: Batch, output: ModelOutput
-    ) -> tuple[Float[Array, " m"], Float[Array, " m"], Any]:
-        """Look at a training step; see `fusion_jax.balancing.none.NoBalancer.observe`.
+    def weigh(
+        self,
+        state: Any,
+        inputs: Mapping[str, Array],
+        *,
+        present: Bool[Array, "b m"] | None = None,
+        mask: Bool[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, " m"], Any]:
+        """The weights of a training step, for any loop.
 
         Args:
             state: as returned by `init` or the last call.
-            batch: the clean view, preprocessed.
-            output: used with `source="features"` only; may be None with "input".
+            inputs: modality name -> clean, preprocessed inputs or feature maps, [B, H, W, C],
+                [B, T, H, W, C], [B, T] or [B, T, C]. The order of the M axis is `sorted(inputs)`.
+            present: Bool[B, M], rows that have the modality; None for all.
+            mask: Bool[B], False on padding rows; None for none.
+
+        Returns:
+            weights [M] and the next state.
 
         Raises:
             FusionError: for unknown words, and modalities that the metric cannot be taken of.
+
+        Example:
+            >>> import jax
+            >>> smooth = jnp.broadcast_to(jnp.linspace(-1, 1, 16), (4, 16, 16))[..., None]
+            >>> noise = jax.random.normal(jax.random.key(0), (4, 16, 16, 1))
+            >>> balancer = MWAM()
+            >>> weights, state = balancer.weigh(balancer.init(2), {"a": smooth, "b": noise})
+            >>> bool(weights[0] < 1 < weights[1])
+            True
         """
         chosen = self._check()
-        ratio, here = self._ratios(batch, output, chosen.metric)
+        ratio, here = self._ratios(inputs, present, mask, chosen.metric)
         known = here & jnp.isfinite(ratio)
         bank = update_bank(
             state["bank"],
@@ -258,9 +278,23 @@ class MWAM:
         share = frequency_shares(ratio, bank, share=chosen.share, available=known)
         if self.permuted:
             weights = jnp.roll(weights, 1)
+        return weights, {"bank": bank, "seen": state["seen"] | known, "share": share}
+
+    def observe(
+        self, state: Any, batch: Batch, output: ModelOutput
+    ) -> tuple[Float[Array, " m"], Float[Array, " m"], Any]:
+        """Look at a training step; see `fusion_jax.balancing.none.NoBalancer.observe`.
+
+        Raises:
+            FusionError: as `weigh`, and with `source="features"` for encoders without maps.
+        """
+        inputs, present = batch.inputs, batch.present
+        if self.source == "features":
+            present = output.present
+            inputs = {name: feature_map(name, output.features[name]) for name in inputs}
+        weights, state = self.weigh(state, inputs, present=present, mask=batch.mask)
         ones = jnp.ones_like(weights)
         site, losses = INTERVENTIONS[self.intervention]
-        state = {"bank": bank, "seen": state["seen"] | known, "share": share}
         return weights if losses else ones, weights if site else ones, state
 
     def _check(self) -> Preset:
@@ -280,32 +314,34 @@ class MWAM:
         )
 
     def _ratios(
-        self, batch: Batch, output: ModelOutput, metric: str
+        self,
+        inputs: Mapping[str, Array],
+        present: Bool[Array, "b m"] | None,
+        mask: Bool[Array, " b"] | None,
+        metric: str,
     ) -> tuple[Float[Array, " m"], Bool[Array, " m"]]:
         """Mean frequency ratio [M] of the present rows of the global batch, and where there is one.
 
         The mean, where the paper sums over the batch: shares are the same, and a batch with fewer
         rows of a modality does not look like one with less low frequency.
         """
-        present = batch.present if self.source == "input" else output.present
         means, counts = [], []
-        for m, name in enumerate(sorted(batch.inputs)):
-            x, block = batch.inputs[name], self.block
-            if self.source == "features":
-                x = feature_map(name, output.features[name])
-                block = _fitting_block(x, self.block)
+        for m, name in enumerate(sorted(inputs)):
+            x = inputs[name]
+            valid = jnp.ones(x.shape[0], bool) if mask is None else mask
+            rows = valid if present is None else valid & present[:, m]
+            block = self.block if self.source == "input" else _fitting_block(x, self.block)
             values = frequency_ratio(
                 x,
                 mode=metric,
                 transform=self.transform,
                 block=block,
-                corner=min(self.corner, block // 2) if self.source == "features" else self.corner,
+                corner=self.corner if self.source == "input" else min(self.corner, block // 2),
                 flip=self.flip,
                 padding=self.padding,
             )
-            rows = batch.mask & present[:, m]
             means.append(masked_mean(values, rows))
-            counts.append(masked_mean(rows.astype(jnp.float32), batch.mask))
+            counts.append(masked_mean(rows.astype(jnp.float32), valid))
         return jnp.stack(means), jnp.stack(counts) > 0
 
     @classmethod
