@@ -6,19 +6,20 @@ example and by seed.
 """
 
 import dataclasses
-import hashlib
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from fusion_jax.config import read_json
-from fusion_jax.errors import FusionError, first_line
-from fusion_jax.evaluation.intervals import bootstrap_weights, seed_interval
+from fusion_jax.errors import FusionError
+from fusion_jax.evaluation.intervals import (
+    bootstrap_weights,
+    seed_drop_interval,
+    seed_interval,
+)
 from fusion_jax.experiment_definition import Experiment, Run
-from fusion_jax.experiment_results import SCHEMA, Job, records_path
+from fusion_jax.experiment_results import SCHEMA, Job, read_examples, unpack
 
 _MADE = ("command", "commit", "hardware", "versions", "seconds", "step")
 
@@ -65,11 +66,12 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
 
     Returns:
         JSON-ready: the definition, how each run was made, and as [mean, low, high] the accuracies
-        ("cells", in [0, 1]), the methods' differences from the reference ("differences") and how
-        far a model trained without some modalities is ahead of a method that misses them ("alone").
+        ("cells", in [0, 1]), the methods' differences from the reference ("differences"), the part
+        of the clean accuracy that a missing modality takes ("drops", the field's PCR) and how far a
+        model trained without some modalities is ahead of a method that misses them ("alone").
 
     Raises:
-        FusionError: where nothing was run, records are missing or changed, or runs were evaluated
+        FusionError: where nothing was run, records are missing or damaged, or runs were evaluated
             on other examples or conditions.
     """
     results = {job: job.read_result() for job in jobs}
@@ -113,40 +115,43 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
             for label, seeds in methods.items()
             if label != experiment.reference
         },
+        "drops": {label: _drops(seeds, weights) for label, seeds in methods.items()},
         "alone": {label: _ahead(alone, seeds, weights) for label, seeds in methods.items()},
     }
 
 
 def _read_records(job: Job, result: dict[str, Any]) -> _Evaluated:
-    """The per-example records that a result file speaks of."""
-    path = records_path(job, result["data"]["split"])
-    cure = f"bring back the work folder, or remove {job.result} to run {job} again"
+    """Which examples were right, as a result file says."""
+    examples = read_examples(job)
+    cure = f"bring it back, or remove it to run {job} again"
+    if "correct" not in result:
+        raise FusionError(f"{job.result} holds no per-example records: {cure}")
+    num = len(examples.example_id)
+    if num != result["data"]["num_examples"]:
+        raise FusionError(
+            f"{job} was evaluated on {result['data']['num_examples']} examples, the other runs "
+            f"on {num}: {cure}"
+        )
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        if digest != result["records_sha256"]:
-            raise FusionError(f"{path} is not what {job.result} was made from: {cure}")
-        with np.load(path) as arrays:
-            return _Evaluated(
-                result=result,
-                labels=[str(label) for label in arrays["cells"]],
-                correct=arrays["correct"].astype(np.float32),
-                example_id=arrays["example_id"],
-                clusters={
-                    name: arrays[name]
-                    for name in read_json(job.folder / "run.json")["data"]["clusters"]
-                },
-            )
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise FusionError(f"cannot read {path}: {first_line(error)}: {cure}") from error
+        correct = np.stack([unpack(text, num) for text in result["correct"].values()])
+    except FusionError as error:
+        raise FusionError(f"{job.result}: {error}: {cure}") from error
+    for row, values in zip(result["cells"], correct, strict=True):
+        if abs(row["accuracy"] - values.mean()) > 0.5 / num:
+            raise FusionError(f"{job.result} holds records that are not its accuracies: {cure}")
+    return _Evaluated(
+        result=result,
+        labels=list(result["correct"]),
+        correct=correct.astype(np.float32),
+        example_id=examples.example_id,
+        clusters=dict(examples.clusters),
+    )
 
 
 def _check_comparable(done: Mapping[Job, _Evaluated]) -> None:
-    """All on the same examples, and the seeds of a run under the same conditions."""
-    first_job, first = next(iter(done.items()))
+    """The seeds of a run under the same conditions."""
     conditions: dict[str, tuple[Job, list[str]]] = {}
     for job, evaluated in done.items():
-        if not np.array_equal(evaluated.example_id, first.example_id):
-            raise FusionError(f"{job} was evaluated on other examples than {first_job}")
         other, labels = conditions.setdefault(job.run.label, (job, evaluated.labels))
         if labels != evaluated.labels:
             raise FusionError(
@@ -167,8 +172,19 @@ def _describe(run: Run, results: Mapping[Job, dict[str, Any] | None]) -> dict[st
         "made": {
             str(seed): {key: result[key] for key in _MADE} for seed, result in sorted(done.items())
         },
+        "update_scale": _mean_scale(result.get("update_scale", {}) for result in done.values()),
         "failed": {str(seed): result["error"] for seed, result in mine.items() if seed not in done},
     }
+
+
+def _mean_scale(scales: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Modality -> mean over seeds of the balancer's mean update scale; older results have none."""
+    known = [scale for scale in scales if scale]
+    return (
+        {name: float(np.mean([scale[name] for scale in known])) for name in known[0]}
+        if known
+        else {}
+    )
 
 
 def _strengths(evaluated: Iterable[_Evaluated]) -> dict[str, str]:
@@ -207,6 +223,32 @@ def _differences(ours: Seeds, theirs: Seeds, weights: np.ndarray) -> dict[str, A
     """One method minus another under the conditions that both met."""
     shared = [label for label in _labels(ours) if label in _labels(theirs)]
     return {label: _summary(ours, label, weights, minus=(theirs, label)) for label in shared}
+
+
+def _drops(seeds: Seeds, weights: np.ndarray) -> dict[str, list[float]]:
+    """(clean - missing) / clean for each condition without noise that lacks a modality.
+
+    References:
+        PCR of Lu et al., MWAM, arXiv 2602.22644, section 5.
+    """
+    if not seeds:
+        return {}
+    first = next(iter(seeds.values()))
+    clean = first.without(set())
+    missing = [
+        label
+        for label, row in zip(first.labels, first.result["cells"], strict=True)
+        if row["corruption"] == "none" and row["missing"]
+    ]
+    if clean is None:
+        return {}
+    full = np.stack([one.row(clean) for one in seeds.values()])
+    drops = {}
+    for label in missing:
+        part = np.stack([one.row(label) for one in seeds.values()])
+        value = 1 - float(part.mean(dtype=np.float64) / full.mean(dtype=np.float64))
+        drops[label] = [value, *seed_drop_interval(part, full, weights)]
+    return drops
 
 
 def _ahead(alone: Mapping[str, Seeds], method: Seeds, weights: np.ndarray) -> dict[str, Any]:

@@ -1,15 +1,24 @@
 """The result files of an experiment: one for each run and seed, and what they must agree with.
 
-A result file is small, named after its run and seed, and kept with the project (docs/results); the
-checkpoints and per-example records that it speaks of stay in the work folder.
+A result file is small, named after its run and seed, and kept with the project (docs/results). It
+holds which examples were predicted right under each condition; what the examples are is kept once
+for all runs. So tables can be made, and experiments gone on with, where the checkpoints are not.
 """
 
+import base64
+import binascii
 import dataclasses
+import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool, Int
+
 from fusion_jax.config import CLASS, Config, first_difference, read_json, to_tree
-from fusion_jax.errors import FusionError
+from fusion_jax.errors import FusionError, first_line, writing
 from fusion_jax.experiment_definition import Experiment, Run
 from fusion_jax.runs import FREE_FIELDS, seed_folder
 
@@ -65,9 +74,87 @@ class Job:
         return result if result and result["status"] == "done" else None
 
 
-def records_path(job: Job, split: str) -> Path:
-    """Where evaluation keeps the per-example records of a job."""
-    return seed_folder(job.folder, 0) / f"records_{split}.npz"
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """What an experiment was evaluated on.
+
+    Attributes:
+        example_id: [N].
+        clusters: name -> id of the cluster of each example.
+    """
+
+    example_id: Int[np.ndarray, " n"]
+    clusters: Mapping[str, Int[np.ndarray, " n"]]
+
+
+def examples_path(job: Job) -> Path:
+    """The file with the examples of a job's experiment."""
+    return job.result.parent / "examples.npz"
+
+
+def read_examples(job: Job) -> Examples:
+    """The examples of a job's experiment.
+
+    Raises:
+        FusionError: where they are missing or damaged.
+    """
+    path = examples_path(job)
+    try:
+        with np.load(path) as arrays:
+            known = dict(arrays)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise FusionError(
+            f"cannot read {path}: {first_line(error)}: bring it back, or remove {path.parent} to "
+            "run the experiment again"
+        ) from error
+    return Examples(known.pop("example_id"), known)
+
+
+def keep_records(job: Job, split: str) -> dict[str, str]:
+    """Keep what tables need of the records that the evaluation of a job left in its folder.
+
+    Returns:
+        condition -> which examples were right, packed: the entry "correct" of the result file.
+
+    Raises:
+        FusionError: where the other runs were evaluated on other examples.
+    """
+    with np.load(seed_folder(job.folder, 0) / f"records_{split}.npz") as arrays:
+        labels, correct = [str(label) for label in arrays["cells"]], arrays["correct"] > 0
+        names = read_json(job.folder / "run.json")["data"]["clusters"]
+        arrays = {name: arrays[name] for name in ("example_id", *names)}
+    path = examples_path(job)
+    if path.exists():
+        known = read_examples(job)
+        if not np.array_equal(known.example_id, arrays["example_id"]):
+            raise FusionError(f"{job} was evaluated on other examples than {path} names")
+    else:
+        with writing(f"cannot write {path}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp.npz")
+            np.savez_compressed(temporary, **arrays)
+            temporary.replace(path)
+    return {label: pack(row) for label, row in zip(labels, correct, strict=True)}
+
+
+def pack(values: Bool[np.ndarray, " n"]) -> str:
+    """Truth values as text: bits, compressed, base64."""
+    return base64.b64encode(zlib.compress(np.packbits(values).tobytes(), 9)).decode()
+
+
+def unpack(text: str, num: int) -> Bool[np.ndarray, " n"]:
+    """The `num` truth values that `pack` was given.
+
+    Raises:
+        FusionError: where the text is damaged.
+    """
+    try:
+        packed = np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), np.uint8)
+    except (binascii.Error, zlib.error) as error:
+        raise FusionError(f"damaged records: {first_line(error)}") from error
+    if len(packed) != -(-num // 8):
+        raise FusionError(f"damaged records: {len(packed)} bytes for {num} examples")
+    return np.unpackbits(packed, count=num).astype(bool)
 
 
 def make_jobs(experiment: Experiment, *, workdir: Path, results: Path) -> list[Job]:

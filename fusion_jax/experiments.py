@@ -8,10 +8,9 @@ python -m fusion_jax.experiments table experiments/av_mnist.toml
 `run` trains and evaluates every run with every seed that has no result yet and writes one file for
 each, docs/results/<name>/<run>_seed<s>.json; started again after a kill it goes on, and several
 processes share the work. `list` says how far it is. `collect` writes docs/results/<name>.json from
-the per-example records, `table` docs/results/<name>.md from that file alone.
+these files, `table` docs/results/<name>.md from that file alone.
 """
 
-import hashlib
 import json
 import shlex
 import signal
@@ -31,7 +30,7 @@ from fusion_jax.evaluate import evaluate
 from fusion_jax.evaluation.tables import render_tables
 from fusion_jax.experiment_collect import collect
 from fusion_jax.experiment_definition import Experiment, read_experiment
-from fusion_jax.experiment_results import SCHEMA, Job, changed_field, make_jobs, records_path
+from fusion_jax.experiment_results import SCHEMA, Job, changed_field, keep_records, make_jobs
 from fusion_jax.runs import held, seed_folder
 from fusion_jax.training.loop import train
 
@@ -97,6 +96,7 @@ def _run_job(job: Job, config: Config, allow: Sequence[str]) -> dict[str, Any]:
     try:
         train(config, job.folder)
         report = evaluate(job.folder, data=config.data, allow=allow)
+        correct = keep_records(job, report["data"]["split"])
     except FusionError as error:
         line = " ".join(str(error).split())
         print(f"{job}: failed: {line}", flush=True)
@@ -104,7 +104,6 @@ def _run_job(job: Job, config: Config, allow: Sequence[str]) -> dict[str, Any]:
     seconds = time.monotonic() - start
     since = " since it was resumed" if resumed else ""
     print(f"{job}: done in {seconds / 60:.1f} min{since}", flush=True)
-    records = records_path(job, report["data"]["split"]).read_bytes()
     return result | {
         "status": "done",
         **{key: report["run"][key] for key in ("commit", "hardware", "versions")},
@@ -112,7 +111,7 @@ def _run_job(job: Job, config: Config, allow: Sequence[str]) -> dict[str, Any]:
         "seconds": None if resumed else round(seconds, 1),
         "step": report["run"]["trained_steps"][str(job.seed)],
         "update_scale": mean_update_scale(job.folder),
-        "records_sha256": hashlib.sha256(records).hexdigest(),
+        "correct": correct,
         **{key: report[key] for key in ("data", "training_severity", "cells")},
     }
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import fcntl
-import hashlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +18,15 @@ from fusion_jax.evaluation.intervals import bootstrap_weights, seed_interval
 from fusion_jax.evaluation.tables import render_tables
 from fusion_jax.experiment_collect import collect
 from fusion_jax.experiment_definition import Run, read_experiment
-from fusion_jax.experiment_results import changed_field, make_jobs, records_path
+from fusion_jax.experiment_results import (
+    changed_field,
+    examples_path,
+    keep_records,
+    make_jobs,
+    pack,
+)
 from fusion_jax.experiments import list_jobs, run_jobs
+from fusion_jax.runs import seed_folder
 from tests.conftest import ROOT
 
 COLLECTED = sorted((ROOT / "docs" / "results").glob("*.json"))
@@ -185,7 +192,7 @@ NUM = 40
 def finish(job, *, correct, modalities=("audio", "image"), labels=None, config=None, **facts):
     """Leave behind what training and evaluating a job leaves: records and a result file."""
     labels, num = labels or LABELS[modalities], correct.shape[1]
-    path = records_path(job, "test")
+    path = seed_folder(job.folder, 0) / "records_test.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     clusters = {"speaker": np.arange(num) // 4, "digit": np.arange(num) % 7}
     np.savez_compressed(
@@ -197,8 +204,9 @@ def finish(job, *, correct, modalities=("audio", "image"), labels=None, config=N
             "corruption": "GaussianNoise" if label.startswith("noise") else "none",
             "missing": [label.partition("/")[2]] if label.startswith("missing") else [],
             "strength": "sigma 2" if label.startswith("noise") else None,
+            "accuracy": float(values.mean()),
         }
-        for label in labels
+        for label, values in zip(labels, correct, strict=True)
     ]
     result = {
         "schema": 1,
@@ -211,13 +219,13 @@ def finish(job, *, correct, modalities=("audio", "image"), labels=None, config=N
         "hardware": "1 x cpu",
         "versions": {"jax": "0.10.2"},
         "seconds": 90.0,
+        "update_scale": {"audio": 1.5 - 0.1 * job.seed, "image": 0.5},
         "step": 7,
-        "records_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "correct": keep_records(job, "test"),
         "data": {"name": "toy", "split": "test", "num_examples": num, "modalities": [*modalities]},
         "training_severity": 0.4,
         "cells": rows,
     }
-    job.result.parent.mkdir(parents=True, exist_ok=True)
     job.result.write_text(json.dumps(result | facts))
 
 
@@ -265,6 +273,11 @@ def test_collected_numbers_are_those_of_the_records(evaluated):
         ahead = arrays["image", 0][0] - arrays[label, 0][2]
         check(result["alone"][label]["missing/audio (image)"], ahead[None])
     assert list(result["cells"]["image"]) == LABELS["image",]
+    # PCR: the part of the clean accuracy that goes with a modality.
+    clean, missing = (np.stack([arrays["udml", s][i] for s in (0, 1)]) for i in (0, 2))
+    drop, low, high = result["drops"]["udml"]["missing/audio"]
+    assert drop == pytest.approx(1 - missing.mean() / clean.mean(), abs=1e-6)
+    assert low < drop < high and set(result["drops"]) == {"udml", "static"}
     assert result["clusters"] == ["digit", "speaker"]
     assert result["runs"]["udml"]["failed"] == {"4": "the loss became nan"}
     assert list(result["runs"]["static"]["made"]) == ["0", "4"]
@@ -282,20 +295,24 @@ def test_table_says_what_was_not_run(evaluated):
     page = render_tables(collect(experiment, list(jobs.values())))
     assert page.startswith("# Tiny\n")
     assert table_cells(page, "seeds run") == [["2 of 3", "2 of 3", "1 of 3"]]
-    (cells, differences) = table_cells(page, "missing/audio")
+    cells, differences, drops = table_cells(page, "missing/audio")
+    assert "[" in drops[0]
     mean = 100 * np.mean([arrays["udml", 0][2], arrays["udml", 1][2]])
     assert cells[0].startswith(f"{mean:.2f} [") and cells[2] == "not run"
     mean = 100 * np.mean(arrays["udml", 0][2] - arrays["static", 0][2])
     assert differences[0].startswith(f"{mean:.2f} [")
     assert len(table_cells(page, "noise/image/1 (sigma 2)")) == 2
-    made = table_cells(page, "static")
+    assert len(table_cells(page, "missing/audio")) == 3  # accuracy, difference, PCR
+    assert ["1.450", "0.500"] in table_cells(page, "udml")  # seeds 0 and 1
+    made = [row for row in table_cells(page, "static") if len(row) > 2]
     assert [row[:3] for row in made] == [
         ["0", "`train.py --config=configs/av_digits.py:static`", "7"],
         ["1", "not run", "not run"],
         ["4", "`train.py --config=configs/av_digits.py:static`", "7"],
     ]
     assert made[0][3] == "1.5"  # 90 s
-    assert table_cells(page, "udml")[2][1] == "failed: the loss became nan"
+    rows = [row for row in table_cells(page, "udml") if len(row) > 2]
+    assert rows[2][1] == "failed: the loss became nan"
     assert "Versions: jax 0.10.2." in page
     for line in page.splitlines():
         assert "| |" not in line and "||" not in line, line
@@ -307,7 +324,7 @@ def test_table_of_a_run_without_any_seed(evaluated):
         jobs["static", seed].result.unlink()
     page = render_tables(collect(experiment, list(jobs.values())))
     assert table_cells(page, "seeds run") == [["2 of 3", "0 of 3", "1 of 3"]]
-    (cells,) = table_cells(page, "missing/image")
+    cells, _ = table_cells(page, "missing/image")  # accuracy and PCR
     assert cells[1:] == ["not run", "not run"]
     assert "Differences" not in page  # There is nothing to compare with.
 
@@ -318,17 +335,34 @@ def test_nothing_is_collected_from_nothing(define, tmp_path):
         collect(experiment, jobs_of(experiment, tmp_path))
 
 
-def test_records_must_be_those_of_the_result(evaluated):
+def test_a_table_needs_no_work_folder(evaluated, tmp_path):
     experiment, jobs, _ = evaluated
+    before = collect(experiment, list(jobs.values()))
+    shutil.rmtree(tmp_path / "runs")
+    assert collect(experiment, list(jobs.values())) == before
+
+
+def test_records_must_be_those_of_the_result(evaluated):
+    experiment, jobs, arrays = evaluated
     job = jobs["udml", 1]
-    with np.load(records_path(job, "test")) as records:
-        changed = dict(records)
-    changed["correct"] = 1 - changed["correct"]
-    np.savez_compressed(records_path(job, "test"), **changed)
-    with pytest.raises(FusionError, match=r"is not what .*udml_seed1\.json was made from"):
-        collect(experiment, list(jobs.values()))
-    records_path(job, "test").unlink()
-    with pytest.raises(FusionError, match=r"No such file.*remove .* to run udml seed 1 again"):
+    good = json.loads(job.result.read_text())
+
+    def refused(**changed):
+        job.result.write_text(json.dumps(good | changed))
+        with pytest.raises(FusionError) as caught:
+            collect(experiment, list(jobs.values()))
+        assert "remove it to run udml seed 1 again" in str(caught.value)
+        return str(caught.value)
+
+    other = good["correct"] | {"clean": pack(arrays["udml", 1][0] == 0)}
+    assert "records that are not its accuracies" in refused(correct=other)
+    assert "damaged records" in refused(correct=good["correct"] | {"clean": "a" * 8})
+    cut = good["correct"] | {"clean": pack(np.ones(8, bool))}
+    assert "damaged records: 1 bytes for 40 examples" in refused(correct=cut)
+    del good["correct"]
+    assert "holds no per-example records" in refused()
+    examples_path(job).unlink()
+    with pytest.raises(FusionError, match=r"cannot read .*examples.npz: .*bring it back"):
         collect(experiment, list(jobs.values()))
 
 
@@ -337,9 +371,8 @@ def test_runs_on_other_examples_or_conditions_are_not_compared(evaluated):
     finish(jobs["udml", 1], correct=arrays["udml", 1], labels=["clean", "a", "b", "c"])
     with pytest.raises(FusionError, match="udml seed 1 was evaluated under other conditions"):
         collect(experiment, list(jobs.values()))
-    finish(jobs["udml", 1], correct=arrays["udml", 1][:, :36])
     with pytest.raises(FusionError, match="udml seed 1 was evaluated on other examples"):
-        collect(experiment, list(jobs.values()))
+        finish(jobs["udml", 1], correct=arrays["udml", 1][:, :36])
 
 
 # Finished, changed, running

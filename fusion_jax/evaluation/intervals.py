@@ -50,9 +50,7 @@ def interval(
     """
     totals = weights.sum(axis=1)
     means = (weights @ values.astype(np.float32))[totals > 0] / totals[totals > 0]
-    tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
+    return _percentiles(means, level)
 
 
 def seed_interval(
@@ -70,10 +68,44 @@ def seed_interval(
         seed: of the resampling of seeds.
         level: coverage.
     """
+    return _percentiles(_resampled_means(values, weights, seed), level)
+
+
+def seed_drop_interval(
+    values: Float[np.ndarray, "s n"],
+    reference: Float[np.ndarray, "s n"],
+    weights: Float[np.ndarray, "r n"],
+    *,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of 1 - mean(values) / mean(reference), resampled together.
+
+    Args:
+        values: [S, N], such as correctness without a modality.
+        reference: [S, N], of the same seeds and examples, such as correctness with it. A resample
+            in which its mean is 0 is left out.
+        weights: [R, N] from `bootstrap_weights`.
+        seed: of the resampling of seeds.
+        level: coverage.
+    """
+    over = _resampled_means(values, weights, seed)
+    under = _resampled_means(reference, weights, seed)
+    return _percentiles(1 - over[under > 0] / under[under > 0], level)
+
+
+def _resampled_means(
+    values: Float[np.ndarray, "s n"], weights: Float[np.ndarray, "r n"], seed: int
+) -> Float[np.ndarray, " r"]:
+    """Mean over drawn seeds and weighted examples, of each resample that holds an example."""
     drawn = np.random.default_rng(seed).integers(len(values), size=(len(weights), len(values)))
     totals = weights.sum(axis=1, keepdims=True)
     means = (weights @ values.astype(np.float32).T) / np.maximum(totals, 1e-12)
-    resampled = np.take_along_axis(means, drawn, axis=1).mean(axis=1)[totals[:, 0] > 0]
+    return np.take_along_axis(means, drawn, axis=1).mean(axis=1)[totals[:, 0] > 0]
+
+
+def _percentiles(values: Float[np.ndarray, " r"], level: float) -> tuple[float, float]:
+    """The middle `level` of resampled values."""
     tail = (1 - level) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail])
+    low, high = np.quantile(values, [tail, 1 - tail])
     return float(low), float(high)

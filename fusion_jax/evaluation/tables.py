@@ -40,6 +40,22 @@ def render_tables(result: Mapping[str, Any]) -> str:
             "",
             *_rows(result["differences"], result["strengths"]),
         ]
+    if any(result.get("drops", {}).values()):
+        lines += [
+            "",
+            "Performance change rate (PCR): the part of the clean accuracy that is lost without a "
+            "modality, in percent; lower is better.",
+            "",
+            *_rows(result["drops"], {}),
+        ]
+    scales = {label: run.get("update_scale", {}) for label, run in result["runs"].items()}
+    if any(scales.values()):
+        lines += [
+            "",
+            "Mean scale of the encoders' updates over training:",
+            "",
+            *_scale_rows(scales),
+        ]
     if any(result["alone"].values()):
         columns = {f"trained alone - {label}": cells for label, cells in result["alone"].items()}
         lines += [
@@ -88,6 +104,16 @@ def _rows(
                 f"{label}{strength}", [_interval(column.get(label)) for column in columns.values()]
             )
         )
+    return rows
+
+
+def _scale_rows(scales: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Runs by row, modalities by column."""
+    names = sorted({name for scale in scales.values() for name in scale})
+    rows = [_row("run", names), "|---" * (len(names) + 1) + "|"]
+    for label, scale in scales.items():
+        cells = [f"{scale[name]:.3f}" if name in scale else NOT_RUN for name in names]
+        rows.append(_row(label, cells))
     return rows
 
 
