@@ -7,16 +7,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
 CODE = [text for kind, text in BLOCKS if kind == "python"]
+PREDICT, LINEN, NNX, OWN = CODE
 # The full audio-visual MNIST run takes a quarter of an hour a seed: here its length alone is cut.
 SHORTER = {
     "train.py --config=configs/av_mnist.py": "--config.num_steps=60 --config.eval_every=30 "
+    "--config.data.limit=3000",
+    "configs/av_mnist.py:mwam": "--config.num_steps=20 --config.eval_every=20 "
     "--config.data.limit=3000",
     "--config.parallel.strategy": "--config.num_steps=20 --config.eval_every=20",
     "--config.accumulation": "--config.num_steps=20 --config.eval_every=20",
@@ -24,7 +33,7 @@ SHORTER = {
 
 
 def test_readme_has_what_is_tested():
-    assert len(CODE) == 2 and len(COMMANDS) == 7
+    assert len(COMMANDS) == 8
     for text in CODE:
         ast.parse(text)
 
@@ -74,10 +83,101 @@ def test_readme_runs_as_written(copy, real_data):
         if "eval.py" in command:
             assert "clean accuracy" in out
     assert (copy / "runs/av_digits/report.html").stat().st_size > 10_000
-    (copy / "predict.py").write_text(CODE[0])
+    (copy / "predict.py").write_text(PREDICT)
     printed = run("python predict.py", copy)
     assert re.search(r"\[\[0\. +1\.\]\]", printed), printed
-    own = CODE[1] + "\nfrom fusion_jax.evaluate import evaluate\n"
+    own = OWN + "\nfrom fusion_jax.evaluate import evaluate\n"
     own += 'report = evaluate("runs/mine", data=data)\nprint(report["cells"][0]["accuracy"])\n'
     (copy / "own.py").write_text(own)
     assert float(run("python own.py", copy).strip().splitlines()[-1]) > 0.6
+
+
+NAMES = ("depth", "rgb")
+
+
+def two_streams(rows=32):
+    """Smooth depth and noisy colour that both tell the label."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, rows)
+    smooth = np.broadcast_to(np.linspace(-1, 1, 16), (rows, 16, 16)) * (labels[:, None, None] - 1)
+    noisy = generator.normal(size=(rows, 16, 16)) + labels[:, None, None]
+    images = {"depth": smooth, "rgb": noisy}
+    return {name: jnp.asarray(x[..., None], jnp.float32) for name, x in images.items()}, labels
+
+
+def check_scaled(before, after, weights):
+    """Adam's first step is as large as the learning rate: the encoders' is scaled, the head's is
+    not."""
+    moved = {name: float(np.abs(after[name] - before[name]).max()) for name in before}
+    assert weights[0] < 1 < weights[1]  # the smooth modality is slowed down
+    expected = {"depth": 1e-3 * weights[0], "rgb": 1e-3 * weights[1], "head": 1e-3}
+    assert moved == pytest.approx(expected, rel=1e-2)
+
+
+def test_readme_mwam_in_a_linen_loop_of_ones_own():
+    class TwoStreams(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            parts = [nn.Dense(4, name=n)(images[n].reshape(len(images[n]), -1)) for n in NAMES]
+            return nn.Dense(3, name="head")(jnp.concatenate(parts, axis=-1))
+
+    images, labels = two_streams()
+    model = TwoStreams()
+
+    def loss(params, images, labels):
+        logits = model.apply({"params": params}, images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    assert sum("#" in line for line in LINEN.splitlines()) == 7  # as the text says
+    space = {"jax": jax, "optax": optax, "loss": loss}
+    exec(LINEN, space)
+    params = model.init(jax.random.key(0), images)["params"]
+    weights, _ = space["mwam"].weigh(space["mwam"].init(2), images)
+
+    def kernels(tree):
+        return {name: np.asarray(tree[name]["kernel"]) for name in tree}
+
+    state, opt_state, bank = params, space["tx"].init(params), space["mwam"].init(2)
+    first = loss(params, images, labels)
+    for step in range(30):
+        state, opt_state, bank = space["train_step"](state, opt_state, bank, images, labels)
+        if step == 0:
+            kernels = (
+                {name: np.asarray(tree[name]["kernel"]) for name in tree}
+                for tree in (params, state)
+            )
+            check_scaled(*kernels, weights)
+    assert loss(state, images, labels) < first and bank["seen"].all()
+
+
+def test_readme_mwam_in_an_nnx_loop_of_ones_own():
+    class TwoStreams(nnx.Module):
+        def __init__(self, rngs):
+            for name in NAMES:
+                setattr(self, name, nnx.Linear(256, 4, rngs=rngs))
+            self.head = nnx.Linear(8, 3, rngs=rngs)
+
+        def __call__(self, images):
+            parts = [getattr(self, n)(images[n].reshape(len(images[n]), -1)) for n in NAMES]
+            return self.head(jnp.concatenate(parts, axis=-1))
+
+    images, labels = two_streams()
+    model = TwoStreams(nnx.Rngs(0))
+
+    def loss(model, images, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(model(images), labels).mean()
+
+    space = {"jax": jax, "optax": optax, "nnx": nnx, "loss": loss, "model": model}
+    exec(LINEN + NNX, space)
+    bank, first = space["mwam"].init(2), loss(model, images, labels)
+    weights, _ = space["mwam"].weigh(bank, images)
+
+    def kernels():
+        return {n: np.asarray(getattr(model, n).kernel[...]) for n in (*NAMES, "head")}
+
+    before = kernels()
+    bank = space["train_step"](model, space["optimizer"], bank, images, labels)
+    check_scaled(before, kernels(), weights)
+    for _ in range(30):
+        bank = space["train_step"](model, space["optimizer"], bank, images, labels)
+    assert loss(model, images, labels) < first and bank["seen"].all()
