@@ -110,7 +110,8 @@ def check_scaled(before, after, weights):
     not."""
     moved = {name: float(np.abs(after[name] - before[name]).max()) for name in before}
     assert weights[0] < 1 < weights[1]  # the smooth modality is slowed down
-    expected = {"depth": 1e-3 * weights[0], "rgb": 1e-3 * weights[1], "head": 1e-3}
+    depth, rgb = (1e-3 * float(weight) for weight in weights)
+    expected = {"depth": depth, "rgb": rgb, "head": 1e-3}
     assert moved == pytest.approx(expected, rel=1e-2)
 
 
