@@ -172,19 +172,19 @@ def _describe(run: Run, results: Mapping[Job, dict[str, Any] | None]) -> dict[st
         "made": {
             str(seed): {key: result[key] for key in _MADE} for seed, result in sorted(done.items())
         },
-        "update_scale": _mean_scale(result.get("update_scale", {}) for result in done.values()),
+        "update_scale": _mean_scale(result["curves"] for result in done.values()),
         "failed": {str(seed): result["error"] for seed, result in mine.items() if seed not in done},
     }
 
 
-def _mean_scale(scales: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Modality -> mean over seeds of the balancer's mean update scale; older results have none."""
-    known = [scale for scale in scales if scale]
-    return (
-        {name: float(np.mean([scale[name] for scale in known])) for name in known[0]}
-        if known
-        else {}
-    )
+def _mean_scale(curves: Iterable[Mapping[str, Sequence[Sequence[float]]]]) -> dict[str, float]:
+    """Modality -> mean over steps and seeds of the scale of its encoder's updates."""
+    prefix, found = "update_scale/", dict[str, list[float]]()
+    for one in curves:
+        for name in filter(lambda name: name.startswith(prefix), one):
+            values = found.setdefault(name.removeprefix(prefix), [])
+            values.append(float(np.mean([value for _, value in one[name]])))
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def _strengths(evaluated: Iterable[_Evaluated]) -> dict[str, str]:

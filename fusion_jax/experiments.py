@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 from absl import flags
 
 from fusion_jax import cli
@@ -34,6 +33,8 @@ from fusion_jax.experiment_results import SCHEMA, Job, changed_field, keep_recor
 from fusion_jax.runs import held, seed_folder
 from fusion_jax.training.loop import train
 
+# What result files keep of a log.
+CURVES = ("unimodal_accuracy/", "update_scale/", "balancer/", "validation/")
 ACTIONS = ("run", "list", "collect", "table")
 
 
@@ -110,21 +111,21 @@ def _run_job(job: Job, config: Config, allow: Sequence[str]) -> dict[str, Any]:
         # What an interrupted run took before is not known.
         "seconds": None if resumed else round(seconds, 1),
         "step": report["run"]["trained_steps"][str(job.seed)],
-        "update_scale": mean_update_scale(job.folder),
+        "curves": learning_curves(job.folder),
         "correct": correct,
         **{key: report[key] for key in ("data", "training_severity", "cells")},
     }
 
 
-def mean_update_scale(folder: Path) -> dict[str, float]:
-    """Modality -> mean of the balancer's update scale over the training steps of a run's log."""
-    prefix, lines = "update_scale/", (seed_folder(folder, 0) / "metrics.jsonl").read_text()
-    rows = [json.loads(line) for line in lines.splitlines()]
-    names = sorted({name for row in rows for name in row if name.startswith(prefix)})
-    return {
-        name.removeprefix(prefix): float(np.mean([row[name] for row in rows if name in row]))
-        for name in names
-    }
+def learning_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Name -> (step, value) of what a run's log tells by modality, and of its validations."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in (seed_folder(folder, 0) / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            if name.startswith(CURVES):
+                curves.setdefault(name, []).append((row["step"], float(f"{value:.5g}")))
+    return curves
 
 
 def _command(job: Job) -> str:
