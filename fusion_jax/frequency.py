@@ -8,7 +8,6 @@ third. What follows from a ratio is not decided here.
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -66,8 +65,18 @@ def block_dct(
     """
     if x.ndim != 4:
         raise FusionError(f"block_dct takes images [B, H, W, C], not shape {x.shape}")
-    rows = np.arange(block)
-    return _transform_blocks(_fit(at_least_float32(x), block, padding), block, rows)
+    fitted = _fit(at_least_float32(x), block, padding)
+    along_height, along_width = _matrices(fitted, dct_matrix(block))
+    cut = fitted.reshape(
+        x.shape[0], -1, along_height.shape[1], fitted.shape[2] // block, block, x.shape[3]
+    )
+    return jnp.einsum(
+        "bihjwc,uh,vw->bijcuv",
+        cut,
+        jnp.asarray(along_height, fitted.dtype),
+        jnp.asarray(along_width, fitted.dtype),
+        precision=jax.lax.Precision.HIGHEST,
+    )
 
 
 def frequency_ratio(
@@ -136,41 +145,69 @@ def frequency_ratio(
     maps = _as_maps(at_least_float32(x))
     if transform == "fft":
         return map_rows(_power_ratio)(maps)
-    fitted = _fit(maps, block, padding)
-    bands: Callable[..., Array] = functools.partial(_transform_blocks, fitted, block)
-    low = bands(np.arange(corner))
-    high = bands(np.arange(block - corner, block))
+    return _dct_ratio(_fit(maps, block, padding), mode, block, corner, flip)
+
+
+# Compiled by itself, so that a call outside `jit` does not run its many slices one by one.
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _dct_ratio(
+    x: Float[Array, "b h w c"], mode: str, block: int, corner: int, flip: str
+) -> Float[Array, " b"]:
+    """The metric of maps whose sides are multiples of a block (or of height 1)."""
+    low = _band(x, block, np.arange(corner))
+    # Falling, so that the lowest frequency stands over the highest: flipped inside each block.
+    high = _band(x, block, block - 1 - np.arange(corner))
     return _combine(mode, low, high, flip)
 
 
 def _combine(mode: str, low: Array, high: Array, flip: str) -> Float[Array, " b"]:
-    """The metric from the low and high coefficients, [B, I, J, C, U, V] each."""
+    """The metric from [B, I, U, J, V, C]: low by rising frequency, high by falling frequency."""
+    within = (1, 2, 3, 4)
     if mode == "official":
-        reversed_axes = (4, 5) if flip == "block" else (1, 2, 4, 5)
-        ratio = jnp.abs(low / (jnp.flip(high, reversed_axes) + OFFICIAL_EPSILON))
-        return ratio.sum(axis=(1, 2, 3, 4, 5))
+        # Both flips mirror the frequencies, "global" the places of the blocks too.
+        opposite = high if flip == "block" else jnp.flip(high, (1, 3))
+        return jnp.abs(low / (opposite + OFFICIAL_EPSILON)).sum(axis=(*within, 5))
     if mode == "robust":
-        within = (1, 2, 4, 5)
         return jnp.mean(
             jnp.abs(low).mean(axis=within) / (jnp.abs(high).mean(axis=within) + AMPLITUDE_FLOOR),
             axis=-1,
         )
-    low_sum, high_sum = (jnp.abs(band).sum(axis=(1, 2, 3, 4, 5)) for band in (low, high))
+    low_sum, high_sum = (jnp.abs(band).sum(axis=(*within, 5)) for band in (low, high))
     shares = {"low_only": (1, 0), "direct_sum": (1, 1), "weighted_sum": (LOW_SHARE, 1 - LOW_SHARE)}
     return shares[mode][0] * low_sum + shares[mode][1] * high_sum
 
 
-def _transform_blocks(
+def _band(
     x: Float[Array, "b h w c"], block: int, frequencies: np.ndarray
-) -> Float[Array, "b i j c u v"]:
-    """The chosen rows of the DCT of each block, along both axes (one where H is 1)."""
-    matrix = jnp.asarray(dct_matrix(block)[frequencies], x.dtype)
-    along_height = matrix if x.shape[1] > 1 else jnp.ones((1, 1), x.dtype)
+) -> Float[Array, "b i u j v c"]:
+    """The chosen coefficients of each block along both axes (along the width where H is 1).
+
+    Weighted sums of slices, along the height and then along the width. A few coefficients of small
+    blocks are little work for a matrix product, and XLA would copy its operands into another order
+    first, on TPU with the samples of a block on an axis padded to 128. The program has one product
+    for each sample and coefficient of an axis.
+    """
+    along_height, along_width = _matrices(x, dct_matrix(block)[frequencies])
     height = along_height.shape[1]
-    cut = x.reshape(x.shape[0], -1, height, x.shape[2] // block, block, x.shape[3])
-    return jnp.einsum(
-        "bihjwc,uh,vw->bijcuv", cut, along_height, matrix, precision=jax.lax.Precision.HIGHEST
-    )
+    cut = x.reshape(x.shape[0], x.shape[1] // height, height, *x.shape[2:])
+    rows = _weighted_sums(along_height, [cut[:, :, i] for i in range(height)], axis=2)
+    return _weighted_sums(along_width, [rows[:, :, :, i::block] for i in range(block)], axis=4)
+
+
+def _matrices(x: Float[Array, "b h w c"], matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What transforms along the height and along the width: a height of 1 stays as it is."""
+    return (matrix if x.shape[1] > 1 else np.ones((1, 1))), matrix
+
+
+def _weighted_sums(matrix: np.ndarray, parts: list[Array], *, axis: int) -> Array:
+    """One sum of the parts for each row of weights, stacked on a new axis."""
+    sums = [
+        functools.reduce(
+            jnp.add, (float(weight) * part for weight, part in zip(row, parts, strict=True))
+        )
+        for row in matrix
+    ]
+    return jnp.stack(sums, axis)
 
 
 def _power_ratio(x: Float[Array, "b h w c"]) -> Float[Array, " b"]:

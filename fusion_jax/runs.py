@@ -180,8 +180,8 @@ def record_run(config: Config, workdir: Path, spec: DataSpec) -> None:
     write_json(workdir / "config.json", tree)
 
 
-def describe_run(config: Config, spec: DataSpec) -> dict[str, Any]:
-    """Where and with what a run was made."""
+def describe_machine() -> dict[str, Any]:
+    """The command, commit, versions and hardware that this process works with."""
     packages = ("fusion_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {"python": platform.python_version()}
     for name in packages:
@@ -193,6 +193,13 @@ def describe_run(config: Config, spec: DataSpec) -> dict[str, Any]:
         "commit": _commit(),
         "versions": versions,
         "hardware": f"{jax.device_count()} x {device.device_kind}, {os.cpu_count()} CPU cores",
+    }
+
+
+def describe_run(config: Config, spec: DataSpec) -> dict[str, Any]:
+    """Where and with what a run was made."""
+    return {
+        **describe_machine(),
         "data": {
             "name": config.data.name,
             "num_classes": spec.num_classes,

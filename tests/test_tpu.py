@@ -153,6 +153,14 @@ def test_frequency_ratio_exchanges_nothing(topology, transform, compiled):
     assert found["flops"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_frequency_ratio_needs_little_memory_beside_its_input(topology, compiled):
+    # Blocks of 8 on an axis that is padded to 128 take many times the input.
+    found = compiled(topology, "frequency ratio, DCT", "jit")["bytes"]
+    assert found["temporaries"] < 2 * found["arguments"]
+
+
 def test_collectives_are_read_from_a_program(tpu):
     # Forms that the compiler writes, shortened: a chain of two pieces, a reduce-scatter as a
     # computation, a tuple, a start with its operand and result, and its done.
