@@ -108,8 +108,8 @@ def frequency_ratio(
     3/8 and more of the windowed example without its mean, with a floor in both, per channel.
 
     Args:
-        x: [B, T] or [B, T, C] signals, [B, H, W, C] images or [B, T, H, W, C] frames; preprocessed
-            to about unit variance, or any feature map.
+        x: [B, T] or [B, T, C] signals, [B, H, W, C] images (signals where H or W is 1) or
+            [B, T, H, W, C] frames; preprocessed to about unit variance, or any feature map.
         mode: one of the above.
         transform: "dct" or "fft".
         block: side of a DCT block.
@@ -239,13 +239,13 @@ def _power_ratio(x: Float[Array, "b h w c"]) -> Float[Array, " b"]:
 
 
 def _as_maps(x: Float[Array, "b ..."]) -> Float[Array, "b h w c"]:
-    """Any input as maps: a signal has height 1, frames are channels."""
+    """Any input as maps: a signal has height 1, also as an image of width 1; frames are channels."""
     if x.ndim == 2:
         x = x[..., None]
     if x.ndim == 3:
         return x[:, None]
     if x.ndim == 4:
-        return x
+        return jnp.swapaxes(x, 1, 2) if x.shape[2] == 1 else x
     if x.ndim == 5:
         frames_last = jnp.moveaxis(x, 1, 3)
         return frames_last.reshape(*frames_last.shape[:3], -1)

@@ -199,3 +199,13 @@ def test_rows_stay_on_their_devices(transform):
 def test_ratio_is_differentiable_where_it_is_robust():
     gradient = jax.grad(lambda x: frequency_ratio(x).sum())(jnp.asarray(images()))
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+
+
+@pytest.mark.parametrize("transform", ["dct", "fft"])
+def test_an_image_of_one_column_is_a_signal(transform):
+    signal = np.random.default_rng(0).normal(size=(3, 32, 2)).astype(np.float32)
+    expected = frequency_ratio(signal, transform=transform)
+    np.testing.assert_array_equal(
+        frequency_ratio(signal[:, :, None], transform=transform), expected
+    )
+    np.testing.assert_array_equal(frequency_ratio(signal[:, None], transform=transform), expected)
