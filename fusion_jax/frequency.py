@@ -239,7 +239,7 @@ def _power_ratio(x: Float[Array, "b h w c"]) -> Float[Array, " b"]:
 
 
 def _as_maps(x: Float[Array, "b ..."]) -> Float[Array, "b h w c"]:
-    """Any input as maps: a signal has height 1, also as an image of width 1; frames are channels."""
+    """Any input as maps: a signal (also an image of width 1) has height 1, frames are channels."""
     if x.ndim == 2:
         x = x[..., None]
     if x.ndim == 3:
