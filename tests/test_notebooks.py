@@ -54,9 +54,20 @@ def test_notebook_links_lead_somewhere(path):
         assert target.startswith("https://") or (path.parent / target).exists(), target
 
 
+def words(name):
+    """All text of a notebook, on one line."""
+    return " ".join(" ".join(cells(ROOT / "notebooks" / f"{name}.ipynb", "markdown")).split())
+
+
 def test_quickstart_says_whose_the_data_is():
-    words = " ".join(" ".join(cells(ROOT / "notebooks" / "quickstart.ipynb", "markdown")).split())
-    assert "CC BY 4.0" in words and "The speech is **synthetic**" in words
+    text = words("quickstart")
+    assert "CC BY 4.0" in text and "The speech is **synthetic**" in text
+
+
+def test_frequency_ratio_says_whose_the_data_is():
+    text = words("frequency_ratio")
+    assert "CC BY 4.0" in text and "the speech is **synthetic**" in text
+    assert all(owner in text for owner in ("CC BY 2.0", "danielbuechele", "vultilion"))
 
 
 @pytest.mark.slow
