@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import norm
 
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
+from fusion_jax.corruptions.legacy_noise import LegacyNoise
 from fusion_jax.corruptions.white_noise import WhiteNoise
 from fusion_jax.errors import FusionError
 
@@ -142,3 +143,39 @@ def test_curves_over_severity_are_paired(kind):
         np.testing.assert_allclose(noise[s], factor * noise[1.0], atol=1e-6 * noise[1.0].max())
     other = corrupted(kind, x, 1.0, seed=1) - x
     assert abs(np.corrcoef(noise[1.0], other)[0, 1]) < 5 / np.sqrt(1000)
+
+
+def legacy(x, level, seed=0, **fields):
+    return corrupted(LegacyNoise, x, (level - 1) / 10, seed, **fields)
+
+
+def test_legacy_noise_has_the_released_strengths():
+    grey = np.full((300, 300, 3), 127, np.uint8)
+    spectrogram = np.zeros((300, 300), np.float32)
+    for level in (2, 3, 5):  # strengths that neither clip nor wrap
+        noise = legacy(grey, level).astype(float) - 127
+        assert noise.std() == pytest.approx(level**2, rel=0.03)
+        np.testing.assert_array_equal(noise[..., 0], noise[..., 1])  # one plane for all channels
+    for level in (2, 6, 10):
+        assert legacy(spectrogram, level).std() == pytest.approx(level, rel=0.03)
+    assert legacy(spectrogram, 11).std() == pytest.approx(11 * 25.5, rel=0.03)
+    np.testing.assert_array_equal(legacy(grey, 1), grey)
+
+
+def test_legacy_noise_wraps_below_and_clips_above():
+    dark, bright = np.zeros((300, 300, 1), np.uint8), np.full((300, 300, 1), 255, np.uint8)
+    # Half of the noise is negative: there black turns bright instead of staying black.
+    wrapped = (legacy(dark, 5) > 127).mean()
+    assert wrapped == pytest.approx(0.5, abs=0.05)
+    assert (legacy(bright, 5) == 255).mean() == pytest.approx(0.5, abs=0.03)
+    # At level 11 the input plays no part, and half of the pixels wrap.
+    np.testing.assert_array_equal(legacy(dark, 11), legacy(bright, 11))
+    assert (legacy(dark, 11) == 255).mean() == pytest.approx(0.47, abs=0.03)
+
+
+def test_legacy_noise_may_share_one_pattern():
+    x = np.zeros((20, 20), np.float32)
+    same = [legacy(x, 4, seed, shared_pattern=True) for seed in (0, 1)]
+    np.testing.assert_array_equal(*same)
+    np.testing.assert_allclose(legacy(x, 8, 2, shared_pattern=True), 2 * same[0], rtol=1e-6)
+    assert (legacy(x, 4, 0) != legacy(x, 4, 1)).any()
