@@ -163,6 +163,8 @@ def processor() -> str:
 
 def main(_: list[str]) -> None:
     """Check, measure, print and write, as the flags say."""
+    if OUT.value:
+        Path(OUT.value).mkdir(parents=True, exist_ok=True)
     if DEVICE.value:
         jax.config.update("jax_default_device", jax.devices(DEVICE.value)[0])
     device = next(iter(jnp.zeros(1).devices()))
