@@ -143,6 +143,15 @@ def measure_accelerator(images: np.ndarray, repeats: int) -> dict[str, Any]:
     }
 
 
+def _rounded(value: Any) -> Any:
+    """A tree of numbers to three decimals."""
+    if isinstance(value, dict):
+        return {name: _rounded(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return round(value, 3)
+
+
 def processor() -> str:
     """The name of the processor, where the system tells it."""
     try:
@@ -154,6 +163,8 @@ def processor() -> str:
 
 def main(_: list[str]) -> None:
     """Check, measure, print and write, as the flags say."""
+    if OUT.value:
+        Path(OUT.value).mkdir(parents=True, exist_ok=True)
     if DEVICE.value:
         jax.config.update("jax_default_device", jax.devices(DEVICE.value)[0])
     device = next(iter(jnp.zeros(1).devices()))
@@ -163,6 +174,7 @@ def main(_: list[str]) -> None:
         print('no PyTorch to compare with: pip install -e ".[parity]"', file=sys.stderr)
     else:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
+        run["torch_threads"] = torch.get_num_threads()
         run["versions"] |= {name: metadata.version(name) for name in ("torch", "torch-dct")}
     measure = measure_cpu if device.platform == "cpu" else measure_accelerator
     rounds = []
@@ -181,7 +193,7 @@ def main(_: list[str]) -> None:
         path = Path(OUT.value) / f"frequency_ratio_{device.platform}.json"
         machine = {"processor": processor(), "device": device.device_kind}
         shape = {"shape": list(SHAPE), "dtype": "float32", "repeats": REPEATS.value}
-        write_json(path, {"run": run, **machine, **shape, "rounds": rounds})
+        write_json(path, {"run": run, **machine, **shape, "rounds": _rounded(rounds)})
 
 
 if __name__ == "__main__":
