@@ -6,9 +6,10 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fusion_jax.blocks.presence import masked_softmax
+from fusion_jax.errors import FusionError
 from fusion_jax.signals.dependence import Dependence
 from fusion_jax.signals.predicted_noise import PredictedNoise
 from fusion_jax.types import FusionWeights, SchedulerInput
@@ -55,6 +56,46 @@ class UDMLScheduler(nn.Module):
     def example(cls) -> "UDMLScheduler":
         """A small instance for the conformance tests."""
         return cls(signals=(PredictedNoise(hidden=4), Dependence()))
+
+
+def quality_weights(
+    scale: Float[Array, "b m"],
+    dependence: Float[Array, " m"],
+    *,
+    mode: str = "corrected",
+    exponents: tuple[float, float] = (0.5, 1.0),
+    present: Bool[Array, "b m"] | None = None,
+) -> Float[Array, "b m"]:
+    """Weights from predicted noise scales and dependence, without a model: [B, M], sum 1.
+
+    | mode | w, normalised over present modalities |
+    |---|---|
+    | "corrected" | scale^-tau dependence^-kappa, exponents (tau, kappa) |
+    | "official" | scale^-2 / dependence, the released arithmetic (there the sum is M) |
+
+    Args:
+        scale: [B, M], > 0: total noise scale with 1 for clean; in "official" the predicted level.
+        dependence: [M], > 0, how much the prediction leans on each modality, in any unit.
+        mode: one of the above.
+        exponents: of "corrected".
+        present: Bool[B, M]; None for all.
+
+    Raises:
+        FusionError: for another mode.
+
+    References:
+        Wei et al., UDML, arXiv 2603.19681; "official": its released code.
+
+    Example:
+        >>> weights = quality_weights(jnp.ones((1, 2)), jnp.asarray([32.0, 10.0]), mode="official")
+        >>> [round(float(w), 3) for w in weights[0]]
+        [0.238, 0.762]
+    """
+    if mode not in ("corrected", "official"):
+        raise FusionError(f"mode is {mode!r}: choose 'corrected' or 'official'")
+    tau, kappa = exponents if mode == "corrected" else (2.0, 1.0)
+    here = jnp.ones(scale.shape, bool) if present is None else present
+    return masked_softmax(-tau * jnp.log(scale) - kappa * jnp.log(dependence)[None], here)
 
 
 def power_weights(
