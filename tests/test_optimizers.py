@@ -195,7 +195,7 @@ def owner(path):
 
 def steps_of(optimizer, num=6, **scales):
     """Parameters, and the steps and gradients of steps 0, 1, ...; gradients vary and are the same
-    for every optimiser and scale."""
+    for every optimiser and scale. A scale is [M], or [num, M] with one row for each step."""
     generator = np.random.default_rng(0)
     params = {
         f"encoders_{name}": {
@@ -210,7 +210,8 @@ def steps_of(optimizer, num=6, **scales):
     for _ in range(num):
         # Parameters stay where they are: what differs is what the optimiser makes of gradients.
         grads = jax.tree.map(lambda x: np.float32(generator.normal(size=x.shape)), params)
-        updates, state = tx.update(grads, state, params, **scales)
+        now = {name: x[len(found)] if x.ndim == 2 else x for name, x in scales.items()}
+        updates, state = tx.update(grads, state, params, **now)
         found.append((by_path(updates), by_path(grads)))
     return by_path(params), found
 
@@ -233,6 +234,11 @@ def test_constant_scale_of_the_gradient_cancels_in_adam():
     for (one, _), (other, _) in zip(plain[1:], scaled[1:], strict=True):
         assert np.abs(one[LEFT[0]]).min() > 0
         assert_scaled(one, other, 1.0, 1e-4)
+    # Not because it is not there: what changes from step to step is felt.
+    changing = jnp.ones((6, 2)).at[5, 0].set(0.25)
+    _, scaled = steps_of(adam, gradient_scale=changing)
+    assert_scaled(plain[4][0], scaled[4][0], 1.0, 0)
+    assert (np.abs(scaled[5][0][LEFT[0]] - plain[5][0][LEFT[0]]) > 1e-6).all()
 
 
 def test_scale_of_the_update_is_exact_in_adam_and_leaves_the_decay():
