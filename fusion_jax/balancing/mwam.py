@@ -229,9 +229,9 @@ class MWAM:
         """
         self._check()
         return {
-            "bank": jnp.zeros(num_modalities, jnp.float32),
+            "bank": jnp.zeros(num_modalities),
             "seen": jnp.zeros(num_modalities, bool),
-            "share": jnp.zeros(num_modalities, jnp.float32),
+            "share": jnp.zeros(num_modalities),
         }
 
     def weigh(
@@ -280,7 +280,9 @@ class MWAM:
         share = frequency_shares(ratio, bank, share=chosen.share, available=known)
         if self.permuted:
             weights = jnp.roll(weights, 1)
-        return weights, {"bank": bank, "seen": state["seen"] | known, "share": share}
+        after = {"bank": bank, "seen": state["seen"] | known, "share": share}
+        # The state keeps its types, whatever the inputs have: a scan over parts carries it.
+        return weights, {name: value.astype(state[name].dtype) for name, value in after.items()}
 
     def observe(
         self, state: Any, batch: Batch, output: ModelOutput

@@ -63,7 +63,7 @@ class OGM:
                 " use site='gradient'"
             )
         return {
-            "score": jnp.zeros(num_modalities, jnp.float32),
+            "score": jnp.zeros(num_modalities),
             "step": jnp.zeros((), jnp.int32),
         }
 
@@ -80,7 +80,8 @@ class OGM:
         ratio = discrepancy_ratio(scores, jnp.stack(share) > 0)
         active = (state["step"] >= self.start) & ((self.end == 0) | (state["step"] < self.end))
         scale = jnp.where((ratio > 1) & active, 1 - jnp.tanh(self.alpha * ratio), 1.0)
-        return jnp.ones_like(scale), scale, {"score": scores, "step": state["step"] + 1}
+        kept = scores.astype(state["score"].dtype)
+        return jnp.ones_like(scale), scale, {"score": kept, "step": state["step"] + 1}
 
     @classmethod
     def example(cls) -> "OGM":
