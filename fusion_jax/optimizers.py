@@ -22,7 +22,7 @@ class AdamW:
         learning_rate: peak value.
         warmup_fraction: part of training, in [0, 1).
         weight_decay: decoupled; biases and norms (arrays of one axis) are left out.
-        clip_norm: global gradient norm, > 0; clipped before a balancer scales.
+        clip_norm: global gradient norm, clipped before a balancer scales; 0 for no clipping.
         frozen: paths of parameters that never change, with all below them: ("encoders_audio",
             "encoders_video/Conv_0"). They get no step, no weight decay and no optimiser memory, and
             do not count in the gradient norm that is clipped. Batch statistics are no parameters
@@ -43,7 +43,7 @@ class AdamW:
         Its `init` raises a FusionError where `frozen` names what is no parameter, or every one.
         """
         trained = optax.chain(
-            optax.clip_by_global_norm(self.clip_norm),
+            _clip(self.clip_norm),
             scale_by_modality(path_to_modality, modalities, site="gradient"),
             optax.scale_by_adam(),
             scale_by_modality(path_to_modality, modalities, site="update"),
@@ -67,7 +67,7 @@ class SGD:
         momentum: in [0, 1).
         warmup_fraction: part of training, in [0, 1).
         weight_decay: added to the gradient (L2); biases and norms are left out.
-        clip_norm: global gradient norm; 0 for no clipping.
+        clip_norm: see `AdamW`.
         frozen: see `AdamW`.
     """
 
@@ -82,9 +82,8 @@ class SGD:
         self, *, num_steps: int, path_to_modality: PathToModality, modalities: tuple[str, ...]
     ) -> optax.GradientTransformationExtraArgs:
         """The transformation for a run of `num_steps` steps; see `AdamW.build`."""
-        clip = optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity()
         trained = optax.chain(
-            clip,
+            _clip(self.clip_norm),
             scale_by_modality(path_to_modality, modalities, site="gradient"),
             optax.add_decayed_weights(self.weight_decay, mask=_matrices),
             optax.trace(self.momentum),
@@ -94,6 +93,11 @@ class SGD:
             ),
         )
         return _without_frozen(trained, self.frozen)
+
+
+def _clip(norm: float) -> optax.GradientTransformation:
+    """Clipping to a global norm; 0 for none, where Optax would clip everything to nothing."""
+    return optax.clip_by_global_norm(norm) if norm else optax.identity()
 
 
 def _schedule(peak: float, warmup_fraction: float, num_steps: int) -> optax.Schedule:

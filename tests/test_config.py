@@ -13,6 +13,7 @@ import fusion_jax
 from fusion_jax.config import Config, Recipe, first_difference, from_tree, to_tree
 from fusion_jax.data.arrays import ArrayData
 from fusion_jax.errors import FusionError
+from fusion_jax.experiment_definition import Run
 from fusion_jax.runs import build_optimizer, load_config, record_run
 from fusion_jax.sources import ArraySource
 from fusion_jax.training.state import create_state
@@ -171,3 +172,35 @@ def test_no_pickle_and_no_evaluated_strings_in_the_library():
                 called = ast.unparse(node.func)
                 assert called not in ("eval", "exec", "compile"), path
                 assert "allow_pickle=True" not in ast.unparse(node), path
+
+
+def test_sgd_and_balancers_are_set_by_overrides(tmp_path):
+    path = tmp_path / "sgd.py"
+    path.write_text(
+        "from fusion_jax.balancing.mwam import MWAM\n"
+        "from fusion_jax.optimizers import SGD\n"
+        "import importlib.util\n"
+        f"spec = importlib.util.spec_from_file_location('base', {str(ROOT / 'configs/uea.py')!r})\n"
+        "base = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(base)\n"
+        "def get_config():\n"
+        "    config = base.get_config()\n"
+        "    config.optimizer, config.balancer = SGD(), MWAM()\n"
+        "    return config\n"
+    )
+    overrides = {
+        "optimizer.momentum": "0.5",
+        "optimizer.clip_norm": "1.5",
+        "balancer.intervention": "gradient",
+        "balancer.constants": "(1.5,1.0,4.0,1.0)",
+        "balancer.permuted": "True",
+    }
+    given = tuple(f"{name}={value}" for name, value in overrides.items())
+    config = Run("run", str(path), given).build(0)
+    assert (config.optimizer.momentum, config.optimizer.clip_norm) == (0.5, 1.5)
+    assert config.balancer.constants == (1.5, 1.0, 4.0, 1.0) and config.balancer.permuted
+    assert config.balancer.site == "gradient"
+    again = from_tree(json.loads(json.dumps(to_tree(config))))
+    assert again.optimizer == config.optimizer and again.balancer == config.balancer
+    with pytest.raises(FusionError, match=r"no field 'nesterov' here; there are clip_norm"):
+        Run("run", str(path), ("optimizer.nesterov=True",)).build(0)

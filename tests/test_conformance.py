@@ -370,22 +370,28 @@ def test_encoder_takes_integers_and_keeps_float64(kind):
 # Balancers
 
 
+def balancer_case(num, dtype=np.float32):
+    """What a balancer observes."""
+    batch = make_batch().replace(
+        present=make_present(8, num),
+        inputs={name: np.ones((8, 16, 16, 1), dtype) for name in NAMES[:num]},
+    )
+    output = ModelOutput(
+        jnp.ones((8, 3), dtype),
+        jnp.ones((8, num, 3), dtype),
+        FusionWeights(jnp.ones((8, num)) / num, jnp.zeros(8), {}),
+        make_features(8, num),
+        jnp.ones((8, num), bool),
+    )
+    return batch, output
+
+
 @pytest.mark.parametrize("num", [2, 3])
 @pytest.mark.parametrize("kind", BALANCERS)
 def test_balancer_traces_once_and_is_pure(kind, num):
     balancer = kind.example()
     state = balancer.init(num)
-    batch = make_batch().replace(
-        present=make_present(8, num),
-        inputs={name: np.ones((8, 16, 16, 1), np.float32) for name in NAMES[:num]},
-    )
-    output = ModelOutput(
-        jnp.ones((8, 3)),
-        jnp.ones((8, num, 3)),
-        FusionWeights(jnp.ones((8, num)) / num, jnp.zeros(8), {}),
-        make_features(8, num),
-        jnp.ones((8, num), bool),
-    )
+    batch, output = balancer_case(num)
     traces = []
 
     @jax.jit
@@ -398,6 +404,18 @@ def test_balancer_traces_once_and_is_pure(kind, num):
     assert len(traces) == 1
     assert loss_weights.shape == update_scale.shape == (num,)
     assert np.isfinite(loss_weights).all() and (np.asarray(update_scale) >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", BALANCERS)
+def test_balancer_state_keeps_its_types_in_float64(kind, dtype):
+    # Accumulation carries the state through a scan, which takes no other types.
+    balancer = kind.example()
+    with jax.enable_x64(True):
+        batch, output = balancer_case(2, dtype)
+        state = balancer.init(2)
+        after = jax.eval_shape(balancer.observe, state, batch, output)[2]
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
 
 
 # Objectives

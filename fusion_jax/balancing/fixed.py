@@ -1,6 +1,7 @@
 """Constant scales: the control that tells whether a balancer's adaptivity matters."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -31,7 +32,8 @@ class FixedScales:
         Raises:
             FusionError: where the number of scales is not that of the modalities.
         """
-        if self.scales and (len(self.scales) != num_modalities or min(self.scales) < 0):
+        in_range = all(0 <= scale < math.inf for scale in self.scales)
+        if self.scales and (len(self.scales) != num_modalities or not in_range):
             raise FusionError(
                 f"config.balancer.scales is {self.scales}: give {num_modalities} numbers from 0 up,"
                 " one for each modality in alphabetical order"

@@ -6,6 +6,7 @@ plays no part.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from fusion_jax.axes import masked_mean
 from fusion_jax.errors import FusionError
-from fusion_jax.frequency import frequency_ratio
+from fusion_jax.frequency import FLIPS, MODES, PADDINGS, TRANSFORMS, frequency_ratio
 from fusion_jax.types import Batch, Features, ModelOutput
 
 EPSILON = 1e-6
@@ -53,6 +54,7 @@ PRESETS = {
     ),
 }
 SHARES = ("ratio_over_bank", "ratio_over_ratio", "bank_over_bank")
+STARTS = ("first", "soft")
 # What is scaled, and whether the objective's unimodal losses are.
 INTERVENTIONS = {
     "update": ("update", False),
@@ -87,8 +89,7 @@ def update_bank(
     References:
         Lu et al., MWAM, arXiv 2602.22644, equation 2.
     """
-    if start not in ("first", "soft"):
-        raise FusionError(f"start is {start!r}: use 'first' or 'soft'")
+    _choice("start", start, STARTS)
     known = jnp.isfinite(ratio)
     value = jnp.where(known, ratio, 0)
     old = jnp.where(seen, bank, 0)
@@ -126,7 +127,7 @@ def balance_weights(
     References:
         Lu et al., MWAM, arXiv 2602.22644, equations 5 and 6; "official": its released code.
     """
-    chosen = _preset(preset) if isinstance(preset, str) else preset
+    chosen = _choice("preset", preset, PRESETS) if isinstance(preset, str) else preset
     here = jnp.ones(bank.shape, bool) if available is None else available
     share = frequency_shares(ratio, bank, share=chosen.share, available=here)
     if chosen.normalised:
@@ -217,7 +218,8 @@ class MWAM:
     @property
     def site(self) -> str:
         """Where the optimiser scales; see `fusion_jax.balancing.none.NoBalancer`."""
-        return _choice("intervention", self.intervention, INTERVENTIONS)[0] or "update"
+        chosen = _choice("config.balancer.intervention", self.intervention, INTERVENTIONS)
+        return chosen[0] or "update"
 
     def init(self, num_modalities: int) -> Any:
         """An empty bank, and the shares T of the last step for the log.
@@ -227,9 +229,9 @@ class MWAM:
         """
         self._check()
         return {
-            "bank": jnp.zeros(num_modalities, jnp.float32),
+            "bank": jnp.zeros(num_modalities),
             "seen": jnp.zeros(num_modalities, bool),
-            "share": jnp.zeros(num_modalities, jnp.float32),
+            "share": jnp.zeros(num_modalities),
         }
 
     def weigh(
@@ -278,7 +280,9 @@ class MWAM:
         share = frequency_shares(ratio, bank, share=chosen.share, available=known)
         if self.permuted:
             weights = jnp.roll(weights, 1)
-        return weights, {"bank": bank, "seen": state["seen"] | known, "share": share}
+        after = {"bank": bank, "seen": state["seen"] | known, "share": share}
+        # The state keeps its types, whatever the inputs have: a scan over parts carries it.
+        return weights, {name: value.astype(state[name].dtype) for name, value in after.items()}
 
     def observe(
         self, state: Any, batch: Batch, output: ModelOutput
@@ -298,20 +302,30 @@ class MWAM:
         return weights if losses else ones, weights if site else ones, state
 
     def _check(self) -> Preset:
-        """The preset with the fields that stand in its place."""
-        chosen = _preset(self.preset)
-        _choice("intervention", self.intervention, INTERVENTIONS)
-        _choice("source", self.source, SOURCES)
+        """The preset with the fields that stand in its place, all of them in range."""
+        chosen: Preset = _choice("config.balancer.preset", self.preset, PRESETS)
+        _choice("config.balancer.intervention", self.intervention, INTERVENTIONS)
+        _choice("config.balancer.source", self.source, SOURCES)
+        _choice("config.balancer.transform", self.transform, TRANSFORMS)
+        _choice("config.balancer.flip", self.flip, FLIPS)
+        _choice("config.balancer.padding", self.padding, PADDINGS)
+        metric = _choice("config.balancer.metric", self.metric or chosen.metric, MODES)
+        share = _choice("config.balancer.share", self.share or chosen.share, SHARES)
+        if self.transform == "fft" and metric != "robust":
+            raise FusionError(
+                f"config.balancer.metric {metric!r} is defined on DCT blocks: use transform='dct'"
+            )
+        if not 0 <= self.decay < 1:
+            raise FusionError(f"config.balancer.decay is {self.decay}: it must be in [0, 1)")
+        if not 1 <= self.corner <= self.block // 2:
+            raise FusionError(
+                f"config.balancer.corner is {self.corner}: a block of {self.block} has corners of"
+                f" 1..{self.block // 2}"
+            )
         if self.constants:
-            if len(self.constants) != 4:
-                raise FusionError(
-                    f"constants is {self.constants}: give four, (alpha, beta, slope, centre)"
-                )
-            alpha, beta, slope, centre = self.constants
+            alpha, beta, slope, centre = _constants(self.constants)
             chosen = chosen._replace(alpha=alpha, beta=beta, slope=slope, centre=centre)
-        return chosen._replace(
-            metric=self.metric or chosen.metric, share=self.share or chosen.share
-        )
+        return chosen._replace(metric=metric, share=share)
 
     def _ratios(
         self,
@@ -331,15 +345,18 @@ class MWAM:
             valid = jnp.ones(x.shape[0], bool) if mask is None else mask
             rows = valid if present is None else valid & present[:, m]
             block = self.block if self.source == "input" else _fitting_block(x, self.block)
-            values = frequency_ratio(
-                x,
-                mode=metric,
-                transform=self.transform,
-                block=block,
-                corner=self.corner if self.source == "input" else min(self.corner, block // 2),
-                flip=self.flip,
-                padding=self.padding,
-            )
+            try:
+                values = frequency_ratio(
+                    x,
+                    mode=metric,
+                    transform=self.transform,
+                    block=block,
+                    corner=self.corner if self.source == "input" else min(self.corner, block // 2),
+                    flip=self.flip,
+                    padding=self.padding,
+                )
+            except FusionError as error:
+                raise FusionError(f"the frequency ratio of {name!r}: {error}") from error
             means.append(masked_mean(values, rows))
             counts.append(masked_mean(rows.astype(jnp.float32), valid))
         return jnp.stack(means), jnp.stack(counts) > 0
@@ -377,9 +394,14 @@ def _mean(values: Float[Array, " m"], here: Bool[Array, " m"]) -> Float[Array, "
     return jnp.sum(jnp.where(here, values, 0)) / jnp.maximum(here.sum(), 1)
 
 
-def _preset(name: str) -> Preset:
-    """The constants of a preset."""
-    return _choice("preset", name, PRESETS)
+def _constants(given: tuple[float, ...]) -> tuple[float, ...]:
+    """The four constants of equation 5, in range; a weight below 0 would turn a step round."""
+    if len(given) != 4 or not all(map(math.isfinite, given)) or not 0 <= given[1] <= given[0]:
+        raise FusionError(
+            f"config.balancer.constants is {given}: give four, (alpha, beta, slope, centre), "
+            "with 0 <= beta <= alpha"
+        )
+    return given
 
 
 def _choice(field: str, name: str, choices: Any) -> Any:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fusion_jax.axes import masked_mean
+from fusion_jax.errors import FusionError
 from fusion_jax.types import Batch, ModelOutput
 
 EPSILON = 1e-6
@@ -46,9 +47,23 @@ class OGM:
     end: int = 0
 
     def init(self, num_modalities: int) -> Any:
-        """Last scores (for the log) and the number of the step."""
+        """Last scores (for the log) and the number of the step.
+
+        Raises:
+            FusionError: for numbers below 0, and for noise that no gradient would get.
+        """
+        for name in ("alpha", "gradient_noise", "start", "end"):
+            if not getattr(self, name) >= 0:
+                raise FusionError(
+                    f"config.balancer.{name} is {getattr(self, name)}: it must be 0 or more"
+                )
+        if self.gradient_noise and self.site != "gradient":
+            raise FusionError(
+                f"config.balancer.gradient_noise is {self.gradient_noise}: it is of gradients, so"
+                " use site='gradient'"
+            )
         return {
-            "score": jnp.zeros(num_modalities, jnp.float32),
+            "score": jnp.zeros(num_modalities),
             "step": jnp.zeros((), jnp.int32),
         }
 
@@ -65,7 +80,8 @@ class OGM:
         ratio = discrepancy_ratio(scores, jnp.stack(share) > 0)
         active = (state["step"] >= self.start) & ((self.end == 0) | (state["step"] < self.end))
         scale = jnp.where((ratio > 1) & active, 1 - jnp.tanh(self.alpha * ratio), 1.0)
-        return jnp.ones_like(scale), scale, {"score": scores, "step": state["step"] + 1}
+        kept = scores.astype(state["score"].dtype)
+        return jnp.ones_like(scale), scale, {"score": kept, "step": state["step"] + 1}
 
     @classmethod
     def example(cls) -> "OGM":

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from fusion_jax.axes import count, mean_share, psum, total
+from fusion_jax.balancing.scale_by_modality import SITES
 from fusion_jax.config import Recipe
 from fusion_jax.corruptions.batch import corrupt_batch, drop_modalities
 from fusion_jax.errors import FusionError
@@ -34,7 +35,11 @@ def make_train_step(
     With `accumulation` = A > 1 the batch is worked through in A parts of every A-th row, and the
     gradient is the one of the mean over all its rows. Running statistics (batch norm, scheduler,
     balancer, objective) see one part after the other; the update scale is the mean over the parts.
+
+    Raises:
+        FusionError: for a balancer that names a site that no optimiser has.
     """
+    _site(balancer)
 
     def part(
         state: TrainState, batch: Batch, rows: Array, number: Array | None
@@ -88,13 +93,20 @@ def make_train_step(
 
 def scale_arguments(balancer: Any, scale: Float[Array, " m"], state: TrainState) -> dict[str, Any]:
     """What the optimiser is told of the balancer's decision, by where it acts."""
-    site = getattr(balancer, "site", "update")
-    arguments: dict[str, Any] = {f"{site}_scale": scale}
+    arguments: dict[str, Any] = {f"{_site(balancer)}_scale": scale}
     noise = getattr(balancer, "gradient_noise", 0.0)
     if noise:
         key = stream(state.key, "gradient_noise", state.step)
         arguments |= {"gradient_noise": noise, "noise_key": key}
     return arguments
+
+
+def _site(balancer: Any) -> str:
+    """Where a balancer's scale acts. Under another name the optimiser would not notice it."""
+    site = getattr(balancer, "site", "update")
+    if site not in SITES:
+        raise FusionError(f"config.balancer.site is {site!r}: choose one of {list(SITES)}")
+    return str(site)
 
 
 def balancer_metrics(scale: Float[Array, " m"], state: Any) -> dict[str, Float[Array, " m"]]:
