@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from fusion_jax.balancing.none import NoBalancer
+from fusion_jax.balancing.ogm import OGM
 from fusion_jax.blocks.norm import BatchNorm
 from fusion_jax.config import Parallel, Recipe
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
@@ -18,13 +19,13 @@ from fusion_jax.errors import FusionError
 from fusion_jax.fusion.concat import ConcatFusion
 from fusion_jax.models import FusionModel, parameter_modality
 from fusion_jax.objectives.supervised import Supervised
-from fusion_jax.optimizers import AdamW
+from fusion_jax.optimizers import SGD, AdamW
 from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.udml import UDMLScheduler
 from fusion_jax.tasks.classification import Classification, ClassificationHead
 from fusion_jax.training.parallel import FSDP, DataParallel, Pmap, make_strategy
 from fusion_jax.training.state import create_state
-from fusion_jax.training.step import make_train_step
+from fusion_jax.training.step import make_train_step, scale_arguments
 from fusion_jax.types import Features
 from tests.conftest import make_batch
 
@@ -302,6 +303,36 @@ def test_update_scale_scales_the_step_of_one_encoder_exactly():
         factor = 0.5 if name == "encoders_left" else 1.0
         assert_close(jax.tree.map(lambda x, f=factor: f * x, plain[name]), scaled[name], atol=1e-7)
     assert max(np.abs(x).max() for x in jax.tree.leaves(plain["encoders_left"])) > 1e-4
+
+
+def test_gradient_noise_is_the_same_on_eight_devices_and_fresh_at_every_step():
+    # OGM-GE: a balancer with statistics of the batch, gradients scaled, and noise on top.
+    names = ("left", "right")
+    tx = SGD(learning_rate=0.1, warmup_fraction=0.0).build(
+        num_steps=100,
+        path_to_modality=lambda path: parameter_modality(path, names),
+        modalities=names,
+    )
+    balancer = OGM(gradient_noise=1.0)
+    parts, state = make_parts(balancer=balancer, tx=tx)
+    # The step's key is what the optimiser is told, with the site that the balancer names.
+    told = [
+        scale_arguments(balancer, jnp.ones(2), state.replace(step=jnp.int32(number)))
+        for number in (0, 0, 1)
+    ]
+    assert set(told[0]) == {"gradient_scale", "gradient_noise", "noise_key"}
+    keys = [np.asarray(jax.random.key_data(arguments["noise_key"])) for arguments in told]
+    assert (keys[0] == keys[1]).all() and (keys[0] != keys[2]).any()
+    assert set(scale_arguments(NoBalancer(), jnp.ones(2), state)) == {"update_scale"}
+    step = make_train_step(**parts)
+    one = losses_and_params(jax.jit(step), state)
+    parallel = Pmap()
+    mapped = parallel.compile(step, state)
+    many = losses_and_params(
+        lambda s, b: mapped(s, parallel.place_batch(b)), parallel.place_state(state)
+    )
+    np.testing.assert_allclose(many[0], one[0], atol=1e-5)
+    assert_close(many[1:], one[1:])
 
 
 def test_unknown_view_is_refused_by_name():
