@@ -35,6 +35,8 @@ class Recipe:
         noise_rate: probability that a modality of an example is corrupted, independently, in [0,
             1].
         max_severity: severities of corrupted modalities are uniform in (0, max_severity].
+        noise_start: fraction of training before which nothing is corrupted, in [0, 1): the first of
+            two stages; modality dropout acts from the first step.
         modality_dropout: probability that a present modality is dropped, per example and modality,
             at least one kept (`fusion_jax.corruptions.batch.drop_modalities`).
     """
@@ -42,6 +44,7 @@ class Recipe:
     corruptions: dict[str, Any] = dataclasses.field(default_factory=dict)
     noise_rate: float = 0.5
     max_severity: float = 0.4
+    noise_start: float = 0.0
     modality_dropout: float = 0.2
 
 
@@ -129,7 +132,7 @@ class Config:
                 raise FusionError(f"config.{name} is {getattr(self, name)}: it must be at least 1")
         if self.num_workers < 0 or self.data_timeout <= 0:
             raise FusionError("config.num_workers must be at least 0, config.data_timeout above 0")
-        for name in ("noise_rate", "max_severity", "modality_dropout"):
+        for name in ("noise_rate", "max_severity", "noise_start", "modality_dropout"):
             if not 0 <= getattr(self.recipe, name) <= 1:
                 raise FusionError(
                     f"config.recipe.{name} is {getattr(self.recipe, name)}: it must lie in [0, 1]"

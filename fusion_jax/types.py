@@ -39,7 +39,10 @@ class Features:
         pooled: [B, D].
         tokens: [B, N, D] or None. A spatial map is tokens in row-major order.
         token_mask: Bool[B, N] or None (all tokens count).
-        log_variance: [B, D] or None, of a probabilistic encoder.
+        log_variance: [B, D] or None, of a probabilistic encoder: mean over positions of
+            log sigma^2.
+        second_moment: [B, D] or None, of a probabilistic encoder: mean over positions of
+            mu^2 + sigma^2.
         grid: positions along each axis of the map that the tokens are, or None; a static value,
             whose product is N.
     """
@@ -48,6 +51,7 @@ class Features:
     tokens: Float[Array, "b n d"] | None = None
     token_mask: Bool[Array, "b n"] | None = None
     log_variance: Float[Array, "b d"] | None = None
+    second_moment: Float[Array, "b d"] | None = None
     grid: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Shaped
 
 from fusion_jax.blocks.convolution import Conv
+from fusion_jax.blocks.gaussian import GaussianCode
 from fusion_jax.precision import at_least_float32, compute_dtype
 from fusion_jax.types import Features
 
@@ -20,18 +21,20 @@ class CNNEncoder(nn.Module):
         features: D, the width that all encoders of a model share.
         groups: number of GroupNorm groups; must divide each width.
         dtype: of the computation, "float32" or "bfloat16"; parameters and features stay float32.
+        probabilistic: project to a Gaussian code, see `fusion_jax.blocks.gaussian.GaussianCode`.
     """
 
     widths: tuple[int, ...] = (16, 32, 64)
     features: int = 64
     groups: int = 8
     dtype: str = "float32"
+    probabilistic: bool = False
 
     @nn.compact
     def __call__(
         self, x: Shaped[Array, "b h w c"], *, train: bool, mask: Bool[Array, " b"] | None = None
     ) -> Features:
-        """Encode x [B, H, W, C]; `train` and `mask` are unused (no batch statistics)."""
+        """Encode x [B, H, W, C]; `mask` is unused (no batch statistics)."""
         dtype = compute_dtype(self.dtype, x)
         x = x.astype(dtype)
         for width in self.widths:
@@ -39,6 +42,8 @@ class CNNEncoder(nn.Module):
             x = nn.gelu(nn.GroupNorm(num_groups=self.groups, dtype=dtype)(x))
         grid = x.shape[1:-1]
         x = x.reshape(x.shape[0], -1, x.shape[-1])
+        if self.probabilistic:
+            return GaussianCode(self.features, dtype)(x, train=train, grid=grid)
         tokens = at_least_float32(nn.Dense(self.features, dtype=dtype)(x))
         return Features(pooled=jnp.mean(tokens, axis=1), tokens=tokens, grid=grid)
 

@@ -1,9 +1,12 @@
 """Multi-layer perceptron on flattened inputs."""
 
+import dataclasses
+
 import flax.linen as nn
 from jaxtyping import Array, Bool, Shaped
 
 from fusion_jax.blocks.dropout import Dropout
+from fusion_jax.blocks.gaussian import GaussianCode
 from fusion_jax.precision import at_least_float32, compute_dtype
 from fusion_jax.types import Features
 
@@ -19,12 +22,14 @@ class MLPEncoder(nn.Module):
         features: D, the width that all encoders of a model share.
         dropout_rate: in [0, 1), after each hidden layer.
         dtype: of the computation, "float32" or "bfloat16"; parameters and features stay float32.
+        probabilistic: project to a Gaussian code, see `fusion_jax.blocks.gaussian.GaussianCode`.
     """
 
     hidden: tuple[int, ...] = (128, 128)
     features: int = 64
     dropout_rate: float = 0.0
     dtype: str = "float32"
+    probabilistic: bool = False
 
     @nn.compact
     def __call__(
@@ -36,6 +41,9 @@ class MLPEncoder(nn.Module):
         for width in self.hidden:
             x = nn.LayerNorm(dtype=dtype)(nn.Dense(width, use_bias=False, dtype=dtype)(x))
             x = Dropout(self.dropout_rate)(nn.gelu(x), train=train)
+        if self.probabilistic:
+            code = GaussianCode(self.features, dtype)(x[:, None], train=train)
+            return dataclasses.replace(code, tokens=None)
         return Features(pooled=at_least_float32(nn.Dense(self.features, dtype=dtype)(x)))
 
     @classmethod

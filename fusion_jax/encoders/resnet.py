@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from fusion_jax.blocks.convolution import Conv
+from fusion_jax.blocks.gaussian import GaussianCode
 from fusion_jax.blocks.norm import BatchNorm
 from fusion_jax.errors import FusionError
 from fusion_jax.precision import at_least_float32, compute_dtype
@@ -39,6 +40,7 @@ class ResNetEncoder(nn.Module):
         stem: "small" (3x3 convolution at full resolution, for maps up to about 64 pixels) or
             "imagenet" (7x7 convolution and maximum pool, together a quarter of the resolution).
         dtype: of the computation, "float32" or "bfloat16"; parameters and features stay float32.
+        probabilistic: project to a Gaussian code, see `fusion_jax.blocks.gaussian.GaussianCode`.
 
     References:
         He et al., Deep Residual Learning for Image Recognition, CVPR 2016, Table 1; section 4.2 for
@@ -53,6 +55,7 @@ class ResNetEncoder(nn.Module):
     groups: int = 8
     stem: str = "small"
     dtype: str = "float32"
+    probabilistic: bool = False
 
     @nn.compact
     def __call__(
@@ -89,6 +92,8 @@ class ResNetEncoder(nn.Module):
                 )(x, conv, norm)
         grid = x.shape[1:3] if x.shape[0] == rows else (x.shape[0] // rows, *x.shape[1:3])
         x = x.reshape(rows, -1, x.shape[-1])
+        if self.probabilistic:
+            return GaussianCode(self.features, dtype, name="code")(x, train=train, grid=grid)
         projection = nn.Dense(self.features, dtype=dtype, name="projection")
         tokens = at_least_float32(projection(x))
         return Features(pooled=jnp.mean(tokens, axis=1), tokens=tokens, grid=grid)

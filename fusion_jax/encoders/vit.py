@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from fusion_jax.blocks.attention import TransformerBlock, layer_norm
 from fusion_jax.blocks.dropout import Dropout
+from fusion_jax.blocks.gaussian import GaussianCode
 from fusion_jax.errors import FusionError
 from fusion_jax.precision import at_least_float32, compute_dtype
 from fusion_jax.types import Features
@@ -39,6 +40,7 @@ class ViTEncoder(nn.Module):
             their end.
         dropout_rate: in [0, 1), of the embedded patches and of each branch.
         dtype: of the matrix products in the blocks, "float32" or "bfloat16".
+        probabilistic: project to a Gaussian code, see `fusion_jax.blocks.gaussian.GaussianCode`.
 
     References:
         Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021, arXiv 2010.11929, equations 1
@@ -55,6 +57,7 @@ class ViTEncoder(nn.Module):
     padding: str = "error"
     dropout_rate: float = 0.0
     dtype: str = "float32"
+    probabilistic: bool = False
 
     @nn.compact
     def __call__(
@@ -86,7 +89,10 @@ class ViTEncoder(nn.Module):
         for i in range(self.depth):
             block = TransformerBlock(self.heads, self.mlp_ratio, self.dtype, name=f"block_{i}")
             x = block(x, drop=drop)
-        tokens = nn.Dense(self.features, name="project")(layer_norm("norm")(x))
+        x = layer_norm("norm")(x)
+        if self.probabilistic:
+            return GaussianCode(self.features, name="code")(x, train=train, grid=grid)
+        tokens = nn.Dense(self.features, name="project")(x)
         return Features(pooled=jnp.mean(tokens, axis=1), tokens=tokens, grid=grid)
 
     @classmethod

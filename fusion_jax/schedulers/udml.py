@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fusion_jax.blocks.presence import masked_softmax
+from fusion_jax.blocks.gaussian import code_divergence
+from fusion_jax.blocks.presence import masked_softmax, uniform_weights
 from fusion_jax.errors import FusionError
 from fusion_jax.signals.dependence import Dependence
 from fusion_jax.signals.predicted_noise import PredictedNoise
@@ -31,6 +32,11 @@ class UDMLScheduler(nn.Module):
         signals: positive signals, each larger = less reliable.
         exponents: their starting values, in (0, limit), one per signal.
         limit: upper bound of an exponent.
+        start: fraction of training before which weights are equal, in [0, 1); the signals train
+            from the first step.
+        divergence_weight: factor of the divergence of Gaussian codes from their prior, which has
+            variance 1 + level^2: the total scale that the estimator predicts. It trains the
+            encoders, which must be probabilistic.
 
     References:
         Wei et al., UDML, arXiv 2603.19681: w = g(1 / (rho alpha)), that is both exponents fixed at
@@ -40,22 +46,57 @@ class UDMLScheduler(nn.Module):
     signals: tuple[nn.Module, ...] = dataclasses.field(default_factory=_default_signals)
     exponents: tuple[float, ...] = (0.5, 1.0)
     limit: float = 4.0
+    start: float = 0.0
+    divergence_weight: float = 0.0
 
     @nn.compact
     def __call__(self, inputs: SchedulerInput, *, train: bool) -> FusionWeights:
-        """Weights [B, M], with the signals' values and losses."""
+        """Weights [B, M], with the signals' values and losses.
+
+        Raises:
+            FusionError: with `divergence_weight`, for encoders that are not probabilistic.
+        """
         found = {type(signal).__name__: signal(inputs, train=train) for signal in self.signals}
         start = [math.log(value / (self.limit - value)) for value in self.exponents]
         raw = self.param("exponents", lambda _: jnp.asarray(start, jnp.float32))
         values = jnp.stack([signal.value for signal in found.values()])
         weights = power_weights(values, self.limit * jax.nn.sigmoid(raw), inputs.present)
         aux = sum((signal.aux_loss for signal in found.values()), jnp.zeros(inputs.mask.shape[0]))
+        if train and self.start:
+            equal = uniform_weights(inputs.present)
+            weights = jnp.where(inputs.progress < self.start, equal, weights)
+        if train and self.divergence_weight:
+            aux = aux + self.divergence_weight * codes_divergence(inputs)
         return FusionWeights(weights, aux, {name: signal.value for name, signal in found.items()})
 
     @classmethod
     def example(cls) -> "UDMLScheduler":
         """A small instance for the conformance tests."""
         return cls(signals=(PredictedNoise(hidden=4), Dependence()))
+
+
+def codes_divergence(inputs: SchedulerInput) -> Float[Array, " b"]:
+    """Divergence [B] of the present modalities' codes from N(0, 1 + level^2), in nats per position.
+
+    The noise level is 0 where it is not known.
+
+    Raises:
+        FusionError: for encoders that are not probabilistic.
+    """
+    level = inputs.noise_level
+    level = jnp.zeros(inputs.present.shape) if level is None else level
+    total = jnp.zeros(inputs.mask.shape[0])
+    for m, name in enumerate(inputs.modalities):
+        features = inputs.features[name]
+        if features.second_moment is None or features.log_variance is None:
+            raise FusionError(
+                f"the divergence needs Gaussian codes: set encoders.{name}.probabilistic=True, "
+                "or scheduler.divergence_weight=0"
+            )
+        prior = 1 + level[:, m] ** 2
+        divergence = code_divergence(features.second_moment, features.log_variance, prior)
+        total = total + jnp.where(inputs.present[:, m], divergence, 0)
+    return total
 
 
 def quality_weights(

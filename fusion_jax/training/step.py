@@ -44,7 +44,8 @@ def make_train_step(
     def part(
         state: TrainState, batch: Batch, rows: Array, number: Array | None
     ) -> tuple[TrainState, Any]:
-        views = {name: make_view(name, batch, recipe, state) for name in objective.views}
+        progress = state.step / num_steps
+        views = {name: make_view(name, batch, recipe, state, progress) for name in objective.views}
         batches = {name: view for name, (view, _) in views.items()}
         first_view = objective.views[0]
 
@@ -187,11 +188,12 @@ def clean_view(model: FusionModel, params: Any, state: TrainState, batch: Batch)
 
 
 def make_view(
-    name: str, batch: Batch, recipe: Recipe, state: TrainState
+    name: str, batch: Batch, recipe: Recipe, state: TrainState, progress: Array | float
 ) -> tuple[Batch, Float[Array, "b m"]]:
     """A view of a batch and its noise level [B, M].
 
     Views: "clean" (the batch as loaded), "corrupted" (the recipe's noise and modality dropout).
+    `progress` is the fraction of training in [0, 1].
     """
     if name == "clean":
         return batch, jnp.zeros(batch.present.shape, jnp.float32)
@@ -203,7 +205,7 @@ def make_view(
     for modality in sorted(inputs):
         level = jnp.zeros(batch.mask.shape[0], jnp.float32)
         if modality in recipe.corruptions and recipe.noise_rate and recipe.max_severity:
-            inputs[modality], level = _corrupt_modality(modality, batch, recipe, state)
+            inputs[modality], level = _corrupt_modality(modality, batch, recipe, state, progress)
         levels.append(level)
     present = batch.present
     if recipe.modality_dropout:
@@ -218,13 +220,14 @@ def make_view(
 
 
 def _corrupt_modality(
-    modality: str, batch: Batch, recipe: Recipe, state: TrainState
+    modality: str, batch: Batch, recipe: Recipe, state: TrainState, progress: Array | float
 ) -> tuple[Array, Float[Array, " b"]]:
     """Corrupted input of one modality and the noise levels [B] that were injected."""
     corruption = recipe.corruptions[modality]
     keys = example_keys(stream(state.key, "severity", modality, state.step), batch.example_id)
     severity = jax.vmap(lambda key: jax.random.uniform(stream(key, "value")))(keys)
     noisy = jax.vmap(lambda key: jax.random.bernoulli(stream(key, "coin"), recipe.noise_rate))(keys)
+    noisy &= progress >= recipe.noise_start
     severity = jnp.where(noisy, recipe.max_severity * (1 - severity), 0)
     noise_keys = example_keys(
         stream(state.key, "corruption", modality, state.step), batch.example_id

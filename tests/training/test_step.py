@@ -347,7 +347,7 @@ def test_noise_is_fresh_at_every_step_and_the_same_after_a_restart():
 
     parts, state = make_parts()
     batch, recipe = make_batch(16, missing=False), parts["recipe"]
-    view = jax.jit(lambda state: make_view("corrupted", batch, recipe, state))
+    view = jax.jit(lambda state: make_view("corrupted", batch, recipe, state, 1.0))
     first, level = view(state)
     again, _ = view(state)
     later, later_level = view(state.replace(step=state.step + 1))
