@@ -126,7 +126,7 @@ def frequency_ratio(
 
     References:
         Lu et al., MWAM, arXiv 2602.22644, equations 3 and 4 and table 8. "robust" and the FFT are
-        ours: docs/design.md.
+        ours: docs/methods.md.
 
     Example:
         >>> import jax.numpy as jnp
