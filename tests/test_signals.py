@@ -10,8 +10,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from fusion_jax.errors import FusionError
+from fusion_jax.schedulers.qmf import QMFScheduler
 from fusion_jax.schedulers.udml import power_weights
 from fusion_jax.signals.dependence import Dependence, logit_change
+from fusion_jax.signals.energy import Energy
 from fusion_jax.signals.predicted_noise import PredictedNoise, noise_cues
 from fusion_jax.types import Features, SchedulerInput
 from tests.conftest import NAMES, make_features, make_scheduler_input
@@ -398,3 +400,46 @@ def test_features_of_different_names_do_not_share_an_estimator():
     variables = make_noise_variables(signal, inputs)
     value = np.asarray(jax.jit(lambda: signal.apply(variables, inputs, train=False).value)())
     assert np.abs(value[:, 0] - value[:, 1]).max() > 1e-3
+
+
+# Energy and the scheduler that is made of it
+
+
+def energies(num=3):
+    """An input whose single modalities predict known logits, and their energies by NumPy."""
+    logits = np.random.default_rng(0).normal(size=(num, ROWS, CLASSES)).astype(np.float32)
+
+    def predict(subsets):
+        chosen = jnp.where(subsets[..., None], jnp.swapaxes(logits, 0, 1)[None], 0)
+        return chosen.sum(axis=-2)
+
+    present = jnp.asarray(np.random.default_rng(1).random((ROWS, num)) < 0.7).at[:, 0].set(True)
+    inputs = make_input(num, predict, present=present)
+    return inputs, logits, np.asarray(present)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_energy_is_the_free_energy_of_each_modality_alone(temperature):
+    inputs, logits, present = energies()
+    found = Energy(temperature).apply({}, inputs, train=False).value
+    expected = -temperature * np.log(np.exp(logits / temperature).sum(axis=-1)).T
+    np.testing.assert_allclose(found, np.where(present, expected, 0), rtol=1e-5)
+    assert (found != 0).any(axis=0).all() and not np.asarray(found)[~present].any()
+    with pytest.raises(FusionError, match="energy needs a per-example prediction"):
+        Energy().apply({}, inputs.replace(predict=None), train=False)
+
+
+def test_qmf_weighs_the_more_confident_modality_more_and_learns_how_much():
+    inputs, logits, present = energies()
+    scheduler = QMFScheduler()
+    confidence = np.log(np.exp(logits).sum(axis=-1)).T
+
+    def weights(scale):
+        params = {"params": {"scales": jnp.asarray([scale])}}
+        return scheduler.apply(params, inputs, train=True).weights
+
+    mass = np.where(present, np.exp(0.7 * confidence), 0)
+    expected = mass / mass.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(weights(0.7), expected, rtol=1e-5, atol=1e-7)
+    gradient = jax.grad(lambda scale: jnp.sum(weights(scale) * confidence))(0.0)
+    assert gradient > 0

@@ -57,7 +57,9 @@ def make_train_step(
             losses, objective_state, terms = objective(
                 outputs, batches, state.objective, task=task, loss_weights=loss_weights
             )
-            states = (collections, balancer_state, objective_state)
+            states = dict(
+                collections=collections, balancer=balancer_state, objective=objective_state
+            )
             share = mean_share(losses, batch.mask, rows=rows)
             return share, (states, scale, first, {"loss": losses, **terms})
 
@@ -65,11 +67,7 @@ def make_train_step(
             state.params
         )
         sums = metric_sums(model, task, first, batches[first_view], terms)
-        collections, balancer_state, objective_state = states
-        state = dataclasses.replace(
-            state, collections=collections, balancer=balancer_state, objective=objective_state
-        )
-        return state, (grads, scale / accumulation, sums)
+        return dataclasses.replace(state, **states), (grads, scale / accumulation, sums)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rows = count(batch.mask)
