@@ -602,7 +602,7 @@ def test_a_failing_run_is_reported_and_the_others_finish(uninterrupted):
     (line,) = errors
     assert line.startswith(f"failed: broken seed 0: {cause}")
     assert "udml seed 0: done in" in out and "static seed 0: done in" in out
-    names = sorted(path.name for path in uninterrupted.results.iterdir())
+    names = sorted(path.name for path in uninterrupted.results.glob("*.json"))
     assert names == ["broken_seed0.json", "static_seed0.json", "udml_seed0.json"]
     broken = json.loads((uninterrupted.results / names[0]).read_text())
     assert broken["status"] == "failed" and broken["error"].startswith(cause)

@@ -108,10 +108,12 @@ def _rows(
 
 
 def _scale_rows(scales: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Runs by row, modalities by column."""
+    """Runs by row, modalities by column; a run without a result has none."""
     names = sorted({name for scale in scales.values() for name in scale})
     rows = [_row("run", names), "|---" * (len(names) + 1) + "|"]
     for label, scale in scales.items():
+        if not scale:
+            continue
         cells = [f"{scale[name]:.3f}" if name in scale else NOT_RUN for name in names]
         rows.append(_row(label, cells))
     return rows
