@@ -172,7 +172,8 @@ def render(result: Mapping[str, Any]) -> str:
     lines += [
         "",
         "The metrics of the training inputs, first / second modality. In brackets: with how many "
-        "of the three measures the order agrees.",
+        "of the three measures the order agrees; where the seeds' ranges above overlap, that order "
+        "is hardly one.",
         "",
         "| data set | dominant by " + ", by ".join(MEASURES) + " | " + " | ".join(METRICS) + " |",
         "|---" * (2 + len(METRICS)) + "|",
