@@ -1,6 +1,7 @@
 """The table of measured dominance: its numbers, and what it says of what was not run."""
 
 import importlib.util
+import json
 
 import pytest
 
@@ -61,3 +62,9 @@ def test_page_counts_agreement_and_says_what_was_not_run():
     assert dict(zip(dominance.METRICS, cells, strict=True)) == {
         name: "0 of 3" if name == "official" else "3 of 3" for name in dominance.METRICS
     }
+
+
+def test_committed_page_is_generated_from_its_file():
+    path = ROOT / "docs" / "results" / "dominance.json"
+    page = dominance.render(json.loads(path.read_text()))
+    assert page == path.with_suffix(".md").read_text()

@@ -29,8 +29,10 @@ from fusion_jax.experiments import list_jobs, run_jobs
 from fusion_jax.runs import seed_folder
 from tests.conftest import ROOT
 
-COLLECTED = sorted((ROOT / "docs" / "results").glob("*.json"))
 DEFINITIONS = sorted((ROOT / "experiments").glob("*.toml"))
+RESULTS = ROOT / "docs" / "results"
+# Of experiments, and one made from several of them (tests/test_dominance.py).
+COLLECTED = sorted(path for path in RESULTS.glob("*.json") if path.stem != "dominance")
 
 # The project's own definitions and results
 
