@@ -227,6 +227,20 @@ def _fields(kind: type) -> list[str]:
     ]
 
 
+def field_default(path: str, name: str) -> Any:
+    """The JSON form of the default of a field of a class of this library.
+
+    Raises:
+        FusionError: where there is no such class, field or default.
+    """
+    for field in dataclasses.fields(_import_class(path, ())):
+        if field.name == name and field.default is not dataclasses.MISSING:
+            return to_tree(field.default)
+        if field.name == name and field.default_factory is not dataclasses.MISSING:
+            return to_tree(field.default_factory())
+    raise FusionError(f"{path} has no field {name!r} with a default")
+
+
 def first_difference(a: Any, b: Any) -> tuple[str, Any, Any] | None:
     """Path and both values of the first place where two trees differ, or None."""
     left, right = dict(_leaves(a)), dict(_leaves(b))

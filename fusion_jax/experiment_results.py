@@ -8,6 +8,7 @@ for all runs. So tables can be made, and experiments gone on with, where the che
 import base64
 import binascii
 import dataclasses
+import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from fusion_jax.config import CLASS, Config, first_difference, read_json, to_tree
+from fusion_jax.config import CLASS, Config, field_default, first_difference, read_json, to_tree
 from fusion_jax.errors import FusionError, first_line, writing
 from fusion_jax.experiment_definition import Experiment, Run
 from fusion_jax.runs import FREE_FIELDS, seed_folder
@@ -126,12 +127,18 @@ def keep_records(job: Job, split: str) -> dict[str, str]:
     path = examples_path(job)
     if path.exists():
         known = read_examples(job)
-        if not np.array_equal(known.example_id, arrays["example_id"]):
-            raise FusionError(f"{job} was evaluated on other examples than {path} names")
+        before = {"example_id": known.example_id, **known.clusters}
+        if set(before) != set(arrays) or any(
+            not np.array_equal(before[name], arrays[name]) for name in before
+        ):
+            raise FusionError(
+                f"{job} was evaluated on other examples than {path} names: if the other results "
+                "there are removed, remove it too"
+            )
     else:
         with writing(f"cannot write {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp.npz")
+            temporary = path.with_suffix(f".{os.getpid()}.npz")
             np.savez_compressed(temporary, **arrays)
             temporary.replace(path)
     return {label: pack(row) for label, row in zip(labels, correct, strict=True)}
@@ -180,8 +187,9 @@ def make_jobs(experiment: Experiment, *, workdir: Path, results: Path) -> list[J
 def changed_field(job: Job, config: Config) -> str | None:
     """What the definition changed since the job was finished or begun, or None.
 
-    Fields that the library gained or lost since then do not count, nor does the module that a class
-    lives in: old results stay valid as the library grows.
+    Fields that the library gained since then and that are left at their default do not count, nor
+    do fields that it lost or the module that a class lives in: old results stay valid as the
+    library grows.
 
     Returns:
         One line that names the field, both values and the cure.
@@ -211,12 +219,12 @@ def _without_free(tree: Any) -> Any:
 
 
 def _shared(tree: Any, other: Any) -> Any:
-    """`tree` without the fields of objects that `other` lacks; classes by their bare name."""
+    """`tree` without default fields of objects that `other` lacks; classes by their bare name."""
     if isinstance(tree, dict) and isinstance(other, dict):
         return {
             name: item.rpartition(".")[2] if name == CLASS else _shared(item, other.get(name))
             for name, item in tree.items()
-            if name in other or CLASS not in tree
+            if name in other or CLASS not in tree or not _at_default(tree[CLASS], name, item)
         }
     if isinstance(tree, list) and isinstance(other, list):
         return [
@@ -224,3 +232,11 @@ def _shared(tree: Any, other: Any) -> Any:
             for index, item in enumerate(tree)
         ]
     return tree
+
+
+def _at_default(path: str, name: str, item: Any) -> bool:
+    """Whether a field has its class's default; true where there is no such class or field now."""
+    try:
+        return bool(item == field_default(path, name))
+    except FusionError:
+        return True

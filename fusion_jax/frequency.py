@@ -31,6 +31,8 @@ AMPLITUDE_FLOOR = 1e-3
 POWER_FLOOR = 1e-6
 LOW_SHARE = 0.9
 LOW_EDGE, HIGH_EDGE = 1 / 8, 3 / 8
+# Below it the FFT has no bin between 0 and the low edge.
+FFT_SMALLEST = 8
 
 
 def dct_matrix(size: int) -> Float[np.ndarray, "u i"]:
@@ -144,6 +146,7 @@ def frequency_ratio(
         raise FusionError(f"corner is {corner}: blocks of {block} have corners of 1..{block // 2}")
     maps = _as_maps(at_least_float32(x))
     if transform == "fft":
+        _check_size(maps, FFT_SMALLEST)
         return map_rows(_power_ratio)(maps)
     return _dct_ratio(_fit(maps, block, padding), mode, block, corner, flip)
 
@@ -260,11 +263,7 @@ def _fit(x: Float[Array, "b h w c"], block: int, padding: str) -> Float[Array, "
     _check_choice("padding", padding, PADDINGS)
     sides = (2,) if x.shape[1] == 1 else (1, 2)
     rest = {axis: x.shape[axis] % block for axis in sides}
-    if any(x.shape[axis] < block for axis in sides) and padding != "edge":
-        raise FusionError(
-            f"{_size(x)} is smaller than a block of {block}: use a smaller block, or leave this "
-            "modality out of the frequency ratio"
-        )
+    _check_size(x, block)
     if not any(rest.values()):
         return x
     if padding == "error":
@@ -276,6 +275,16 @@ def _fit(x: Float[Array, "b h w c"], block: int, padding: str) -> Float[Array, "
         return x[:, : keep.get(1, 1), : keep[2]]
     widths = [(0, -x.shape[axis] % block if axis in sides else 0) for axis in range(4)]
     return jnp.pad(x, widths, mode="edge")
+
+
+def _check_size(x: Float[Array, "b h w c"], smallest: int) -> None:
+    """Refuse maps with a side that is too small; a height of 1 is none."""
+    sides = (2,) if x.shape[1] == 1 else (1, 2)
+    if any(x.shape[axis] < smallest for axis in sides):
+        raise FusionError(
+            f"{_size(x)} is smaller than a block of {smallest}: use a smaller block, or leave this "
+            "modality out of the frequency ratio"
+        )
 
 
 def _size(x: Array) -> str:

@@ -440,6 +440,10 @@ def test_a_library_that_grows_leaves_results_valid(define, tmp_path):
     tree["compilation_cache"] = "elsewhere"
     finish(job, correct=drawn(job, 4), resolved=tree)
     assert changed_field(job, job.run.build(0)) is None
+    # A new field that is set is a change, though the result cannot know it.
+    config = job.run.build(0)
+    config.optimizer.clip_norm = 0.5
+    assert "config.optimizer.clip_norm" in changed_field(job, config)
     tree["model"]["fusion"]["$class"] = "fusion_jax.fusion.concat.ConcatFusion"
     finish(job, correct=drawn(job, 4), resolved=tree)
     assert "config.model.fusion.$class = ConcatFusion" in changed_field(job, job.run.build(0))

@@ -209,3 +209,12 @@ def test_an_image_of_one_column_is_a_signal(transform):
         frequency_ratio(signal[:, :, None], transform=transform), expected
     )
     np.testing.assert_array_equal(frequency_ratio(signal[:, None], transform=transform), expected)
+
+
+@pytest.mark.parametrize(
+    "options", [{"padding": "edge"}, {"padding": "crop"}, {"transform": "fft"}]
+)
+def test_what_is_smaller_than_a_block_is_refused_whatever_the_padding(options):
+    for shape in ((2, 3), (2, 7, 1), (2, 16, 5, 1)):
+        with pytest.raises(FusionError, match="smaller than a block of 8"):
+            frequency_ratio(np.ones(shape, np.float32), **options)

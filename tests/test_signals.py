@@ -311,16 +311,19 @@ def test_predicted_noise_learns_the_level():
     assert np.median(value[around]) == pytest.approx(3, rel=0.2)
 
 
-def test_noise_cues_are_pooled_features_log_variances_and_token_spread():
+def test_noise_cues_are_log_variances_or_pooled_features_and_token_spread():
     generator = np.random.default_rng(0)
     pooled, log_variance = generator.normal(size=(2, 3, 5)).astype(np.float32)
     tokens = generator.normal(size=(3, 4, 5)).astype(np.float32)
     token_mask = np.array([[1, 1, 1, 1], [1, 1, 0, 1], [0, 1, 1, 0]], bool)
     np.testing.assert_array_equal(noise_cues(Features(pooled=pooled)), pooled)
-    whole = Features(pooled, tokens, None, log_variance)
     spread = np.log(tokens.var(axis=1) + 1e-6)
-    expected = np.concatenate([pooled, log_variance, spread], axis=1)
-    np.testing.assert_allclose(jax.jit(noise_cues)(whole), expected, atol=1e-5)
+    expected = np.concatenate([pooled, spread], axis=1)
+    found = jax.jit(noise_cues)(Features(pooled, tokens))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # What is drawn in training is no cue: the code's variance alone is.
+    code = Features(pooled, tokens, None, log_variance)
+    np.testing.assert_array_equal(noise_cues(code), log_variance)
     counted = zip(tokens, token_mask, strict=True)
     spread = np.stack([np.log(row[valid].var(axis=0) + 1e-6) for row, valid in counted])
     expected = np.concatenate([pooled, spread], axis=1)

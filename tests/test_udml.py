@@ -20,7 +20,7 @@ from fusion_jax.models import FusionModel, parameter_modality
 from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.schedulers.udml import UDMLScheduler, codes_divergence, quality_weights
-from fusion_jax.signals.predicted_noise import PredictedNoise
+from fusion_jax.signals.predicted_noise import PredictedNoise, noise_cues
 from fusion_jax.tasks.classification import Classification, ClassificationHead
 from fusion_jax.training.state import create_state
 from fusion_jax.training.step import make_train_step, make_view
@@ -135,6 +135,8 @@ def test_every_encoder_can_be_probabilistic(kind):
     for found in (calm, drawn):
         assert found.pooled.shape == found.log_variance.shape == found.second_moment.shape
     assert (calm.pooled != drawn.pooled).any()
+    # The estimator sees the same in training and in evaluation.
+    np.testing.assert_allclose(noise_cues(calm), noise_cues(drawn), rtol=1e-5, atol=1e-6)
     assert (calm.grid is None) == (calm.tokens is None)
 
 

@@ -61,6 +61,7 @@ INTERVENTIONS = {
     "gradient": ("gradient", False),
     "loss": (None, True),
     "hybrid": ("gradient", True),
+    "update_hybrid": ("update", True),
 }
 SOURCES = ("input", "features")
 
@@ -180,7 +181,8 @@ class MWAM:
         intervention: what the weights scale in the encoders: "update", the finished step of the
             optimiser; "gradient", what the optimiser is given (with Adam a constant factor
             cancels); "loss", the unimodal losses, where the objective has them
-            (`Supervised.unimodal_weight`); "hybrid", gradient and loss, as published.
+            (`Supervised.unimodal_weight`, without which "loss" changes nothing); "hybrid", gradient
+            and loss, as published; "update_hybrid", update and loss.
         source: what the ratio is of: "input", or "features", the maps that the encoders return on
             the objective's first view.
         metric: `mode` of `fusion_jax.frequency.frequency_ratio`; empty for the preset's.
@@ -243,6 +245,8 @@ class MWAM:
         mask: Bool[Array, " b"] | None = None,
     ) -> tuple[Float[Array, " m"], Any]:
         """The weights of a training step, for any loop.
+
+        Under `pmap` or `shard_map` name the axis of the batch "data": means are over that axis.
 
         Args:
             state: as returned by `init` or the last call.

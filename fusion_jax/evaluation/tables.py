@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOT_RUN = "not run"
+SCALES = (
+    "Mean scale that the balancer gave each encoder over training: of the finished update, or, "
+    "where the run says so, of the gradient before the optimiser:"
+)
 
 
 def render_tables(result: Mapping[str, Any]) -> str:
@@ -52,7 +56,7 @@ def render_tables(result: Mapping[str, Any]) -> str:
     if any(scales.values()):
         lines += [
             "",
-            "Mean scale of the encoders' updates over training:",
+            SCALES,
             "",
             *_scale_rows(scales),
         ]

@@ -33,7 +33,7 @@ class UDMLScheduler(nn.Module):
         exponents: their starting values, in (0, limit), one per signal.
         limit: upper bound of an exponent.
         start: fraction of training before which weights are equal, in [0, 1); the signals train
-            from the first step.
+            from the first step. Validation always weighs, also before.
         divergence_weight: factor of the divergence of Gaussian codes from their prior, which has
             variance 1 + level^2: the total scale that the estimator predicts. It trains the
             encoders, which must be probabilistic.

@@ -59,13 +59,13 @@ class PredictedNoise(nn.Module):
 def noise_cues(features: Features) -> Array:
     """What of the features tells noise from signal: [B, C], float32.
 
-    Pooled features, with the mean log variance code of a probabilistic encoder and the spread of
-    the
-    tokens where there are any: noise makes positions differ from one another.
+    The mean log variance of a probabilistic encoder, alone: its features are drawn in training and
+    means in evaluation, and their spread would not be the same in both. Else pooled features, with
+    the spread of the tokens where there are any: noise makes positions differ from one another.
     """
-    parts = [features.pooled]
     if features.log_variance is not None:
-        parts.append(features.log_variance)
+        return at_least_float32(features.log_variance)
+    parts = [features.pooled]
     if features.tokens is not None:
         valid = features.token_mask
         spread = features.tokens.var(axis=1, where=None if valid is None else valid[..., None])

@@ -67,7 +67,7 @@ def make_train_step(
             state.params
         )
         sums = metric_sums(model, task, first, batches[first_view], terms)
-        return dataclasses.replace(state, **states), (grads, scale / accumulation, sums)
+        return dataclasses.replace(state, **states), (grads, scale, sums)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         rows = count(batch.mask)
@@ -75,7 +75,7 @@ def make_train_step(
             after, found = part(state, batch, rows, None)
         else:
             after, found = _accumulate(part, state, _split(batch, accumulation), rows)
-        grads, update_scale, sums = found
+        grads, update_scale, sums = found[0], found[1] / accumulation, found[2]
         grads, sums = psum((grads, sums))
         scales = scale_arguments(balancer, update_scale, state)
         updates, opt_state = tx.update(grads, state.opt_state, state.params, **scales)
