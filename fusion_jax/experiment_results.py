@@ -197,7 +197,8 @@ def changed_field(job: Job, config: Config) -> str | None:
     now = {"definition": job.definition(), "resolved": _without_free(to_tree(config))}
     result, begun = job.finished(), job.folder / "config.json"
     if result:
-        made, before = job.result, {name: result[name] for name in now}
+        resolved = _without_free(result["resolved"])
+        made, before = job.result, {"definition": result["definition"], "resolved": resolved}
     elif begun.exists():
         made, before = job.folder, now | {"resolved": _without_free(read_json(begun))}
     else:
