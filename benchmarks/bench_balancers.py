@@ -98,16 +98,19 @@ def make_step(balancer: Any, batch: Batch) -> Callable[[], None]:
 
 
 def measure(pixels: int, rows: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds of a step with each balancer, by turns in changing order."""
+    """Median milliseconds of a step with each balancer, by turns in drawn order.
+
+    Drawn, not rotated: else the same one would always follow the one that leaves the caches and the
+    memory as they are worst.
+    """
     batch = make_batch(pixels, rows)
     steps = {name: make_step(balancer, batch) for name, balancer in BALANCERS.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for run in steps.values():
         run()  # compiles
-    names = list(steps)
-    for turn in range(repeats):
-        # Each goes first in its turn: what runs after a pause is not always the same one.
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+    generator = np.random.default_rng(0)
+    for _ in range(repeats):
+        for name in generator.permutation(list(steps)):
             start = time.perf_counter()
             steps[name]()
             times[name].append(1e3 * (time.perf_counter() - start))
