@@ -65,6 +65,11 @@ def count(mask: Bool[Array, " b"]) -> Float[Array, ""]:
     return jnp.maximum(psum(jnp.sum(mask, dtype=jnp.float32)), 1)
 
 
+def any_row(mask: Bool[Array, " b"]) -> Bool[Array, ""]:
+    """Whether any row of the global batch is unmasked."""
+    return psum(jnp.sum(mask, dtype=jnp.float32)) > 0
+
+
 def mean_share(
     x: Float[Array, "b ..."], mask: Bool[Array, " b"], *, rows: Float[Array, ""] | None = None
 ) -> Float[Array, "..."]:

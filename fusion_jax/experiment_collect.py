@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from fusion_jax.errors import FusionError
 from fusion_jax.evaluation.intervals import (
@@ -32,15 +32,11 @@ class _Evaluated:
         result: its result file; the order of its "cells" is that of `labels`.
         labels: names of the conditions.
         correct: 1 where the prediction was right, per condition and example.
-        example_id: of the examples.
-        clusters: name -> id of the cluster of each example.
     """
 
     result: dict[str, Any]
     labels: list[str]
     correct: Float[np.ndarray, "c n"]
-    example_id: Int[np.ndarray, " n"]
-    clusters: dict[str, Int[np.ndarray, " n"]]
 
     def row(self, label: str) -> Float[np.ndarray, " n"]:
         """Correctness under one condition."""
@@ -75,19 +71,20 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
             on other examples or conditions.
     """
     results = {job: job.read_result() for job in jobs}
-    done = {
-        job: _read_records(job, result)
-        for job, result in results.items()
-        if result and result["status"] == "done"
+    finished = {
+        job: result for job, result in results.items() if result and result["status"] == "done"
     }
-    if not done:
+    if not finished:
         raise FusionError(
             f"{experiment.name} has no result yet: "
             f"python -m fusion_jax.experiments run {experiment.path} makes some"
         )
+    examples = read_examples(next(iter(finished)))
+    num = len(examples.example_id)
+    done = {job: _read_records(job, result, num) for job, result in finished.items()}
     _check_comparable(done)
     first = next(iter(done.values()))
-    weights = bootstrap_weights(first.clusters, num=len(first.example_id))
+    weights = bootstrap_weights(examples.clusters, num=num)
     found: dict[str, Seeds] = {
         run.label: {job.seed: done[job] for job in done if job.run == run}
         for run in experiment.runs
@@ -101,7 +98,7 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         "definition": experiment.path,
         "seeds": list(experiment.seeds),
         "data": {key: first.result["data"][key] for key in ("name", "split", "num_examples")},
-        "clusters": sorted(first.clusters),
+        "clusters": sorted(examples.clusters),
         "runs": {run.label: _describe(run, results) for run in experiment.runs},
         "strengths": _strengths(done.values()),
         "cells": {
@@ -120,13 +117,11 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
     }
 
 
-def _read_records(job: Job, result: dict[str, Any]) -> _Evaluated:
-    """Which examples were right, as a result file says."""
-    examples = read_examples(job)
+def _read_records(job: Job, result: dict[str, Any], num: int) -> _Evaluated:
+    """Which of the experiment's `num` examples were right, as a result file says."""
     cure = f"bring it back, or remove it to run {job} again"
     if "correct" not in result:
         raise FusionError(f"{job.result} holds no per-example records: {cure}")
-    num = len(examples.example_id)
     if num != result["data"]["num_examples"]:
         raise FusionError(
             f"{job} was evaluated on {result['data']['num_examples']} examples, the other runs "
@@ -143,8 +138,6 @@ def _read_records(job: Job, result: dict[str, Any]) -> _Evaluated:
         result=result,
         labels=list(result["correct"]),
         correct=correct.astype(np.float32),
-        example_id=examples.example_id,
-        clusters=dict(examples.clusters),
     )
 
 

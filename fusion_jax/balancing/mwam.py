@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fusion_jax.axes import masked_mean
+from fusion_jax.axes import any_row, masked_mean
 from fusion_jax.errors import FusionError
 from fusion_jax.frequency import FLIPS, MODES, PADDINGS, TRANSFORMS, frequency_ratio
 from fusion_jax.types import Batch, Features, ModelOutput
@@ -343,7 +343,7 @@ class MWAM:
         The mean, where the paper sums over the batch: shares are the same, and a batch with fewer
         rows of a modality does not look like one with less low frequency.
         """
-        means, counts = [], []
+        means, available = [], []
         for m, name in enumerate(sorted(inputs)):
             x = inputs[name]
             valid = jnp.ones(x.shape[0], bool) if mask is None else mask
@@ -362,8 +362,8 @@ class MWAM:
             except FusionError as error:
                 raise FusionError(f"the frequency ratio of {name!r}: {error}") from error
             means.append(masked_mean(values, rows))
-            counts.append(masked_mean(rows.astype(jnp.float32), valid))
-        return jnp.stack(means), jnp.stack(counts) > 0
+            available.append(any_row(rows))
+        return jnp.stack(means), jnp.stack(available)
 
     @classmethod
     def example(cls) -> "MWAM":

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fusion_jax.axes import masked_mean
+from fusion_jax.axes import any_row, masked_mean
 from fusion_jax.errors import FusionError
 from fusion_jax.types import Batch, ModelOutput
 
@@ -76,8 +76,7 @@ class OGM:
         probability = jnp.sum(jax.nn.softmax(output.unimodal) * true[:, None, :], axis=-1)
         each = range(probability.shape[1])
         scores = jnp.stack([masked_mean(probability[:, m], here[:, m]) for m in each])
-        share = [masked_mean(here[:, m].astype(jnp.float32), batch.mask) for m in each]
-        ratio = discrepancy_ratio(scores, jnp.stack(share) > 0)
+        ratio = discrepancy_ratio(scores, jnp.stack([any_row(here[:, m]) for m in each]))
         active = (state["step"] >= self.start) & ((self.end == 0) | (state["step"] < self.end))
         scale = jnp.where((ratio > 1) & active, 1 - jnp.tanh(self.alpha * ratio), 1.0)
         kept = scores.astype(state["score"].dtype)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from fusion_jax.axes import masked_mean
+from fusion_jax.axes import any_row, masked_mean
 from fusion_jax.errors import FusionError
 from fusion_jax.precision import at_least_float32
 from fusion_jax.types import SchedulerInput, Signal
@@ -57,8 +57,7 @@ class Dependence(nn.Module):
             measured = num * change / jnp.maximum(change.sum(), 1e-12)
             if num > 1:
                 measured = jnp.clip(measured, self.margin, num - self.margin)
-            known = masked_mean(clean.astype(jnp.float32), inputs.mask) > 0
-            step = jnp.where(known & (change.sum() > 0), 1 - self.decay, 0.0)
+            step = jnp.where(any_row(clean) & (change.sum() > 0), 1 - self.decay, 0.0)
             share.value = (1 - step) * share.value + step * measured
         value = jnp.broadcast_to(share.value, inputs.present.shape)
         return Signal(value=value, aux_loss=jnp.zeros(value.shape[0]))
