@@ -35,7 +35,7 @@ from ml_collections import config_flags
 from fusion_jax.config import Config, read_json, write_json
 from fusion_jax.data.loader import first_batch
 from fusion_jax.errors import FusionError, first_line
-from fusion_jax.evaluation.grid import make_cell_program
+from fusion_jax.evaluation.grid import decide_program, encode_program
 from fusion_jax.frequency import frequency_ratio
 from fusion_jax.runs import build_optimizer, describe_run, state_shapes
 from fusion_jax.sources import DataSpec
@@ -106,11 +106,24 @@ def lower_training(config: Config, spec: DataSpec, strategy: DataParallel) -> An
 def lower_evaluation(config: Config, spec: DataSpec, strategy: DataParallel) -> Any:
     """The program of one cell of the robustness grid, lowered."""
     state = strategy.template(state_shapes(config, spec))
-    cell = make_cell_program(config.model, config.task, config.recipe.corruptions)
-    modalities = (len(config.model.modalities),)
+    model, corruptions = config.model, config.evaluation_corruptions()
+    encode = {
+        name: encode_program(model, name, corruptions.get(name, ())) for name in model.modalities
+    }
+    decide = decide_program(model, config.task)
+
+    def cell(variables: Any, batch: Batch, number: Any, severity: Any, keep: Any, key: Any) -> Any:
+        encoded = {
+            name: encode[name](variables, batch, number[m], severity[m], False, key)
+            for m, name in enumerate(model.modalities)
+        }
+        return decide(variables, encoded, keep, 1.0, batch)
+
+    modalities = (len(model.modalities),)
     arguments = (
         {"params": state.params, **state.collections},
         strategy.rows_template(batch_shapes(spec, config.eval_batch_size)),
+        jax.ShapeDtypeStruct(modalities, "int32"),
         jax.ShapeDtypeStruct(modalities, "float32"),
         jax.ShapeDtypeStruct(modalities, "bool"),
         jax.eval_shape(functools.partial(jax.random.key, 0)),

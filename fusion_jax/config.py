@@ -86,6 +86,8 @@ class Config:
         log_every: steps between log lines.
         eval_every: steps between validations; each saves a checkpoint.
         evaluation_severities: of the robustness evaluation, per modality.
+        unseen: modality -> corruptions that training does not use, for the robustness evaluation;
+            of other classes than the recipe's.
         compilation_cache: folder of XLA's persistent cache, "" for none.
         num_workers: processes that read training data; 0 reads in threads of this process, which is
             faster unless reading an example takes much Python.
@@ -109,9 +111,18 @@ class Config:
     log_every: int = 50
     eval_every: int = 250
     evaluation_severities: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
+    unseen: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     compilation_cache: str = "~/.cache/fusion_jax/compiled"
     num_workers: int = 0
     data_timeout: float = 600.0
+
+    def evaluation_corruptions(self) -> dict[str, tuple[Any, ...]]:
+        """Modality -> the recipe's corruption, then those that training does not use."""
+        trained = self.recipe.corruptions
+        return {
+            name: (*([trained[name]] if name in trained else ()), *self.unseen.get(name, ()))
+            for name in sorted({*trained, *self.unseen})
+        }
 
     def check(self) -> None:
         """Refuse values that cannot work, by name.
@@ -139,12 +150,14 @@ class Config:
                 )
         if not all(0 < severity <= 1 for severity in self.evaluation_severities):
             raise FusionError("config.evaluation_severities must lie in (0, 1]")
-        unknown = set(self.recipe.corruptions) - set(self.model.modalities)
-        if unknown:
-            raise FusionError(
-                f"config.recipe.corruptions names {sorted(unknown)[0]!r}; "
-                f"the model's modalities are {list(self.model.modalities)}"
-            )
+        fields = {"recipe.corruptions": self.recipe.corruptions, "unseen": self.unseen}
+        for name, named in fields.items():
+            unknown = set(named) - set(self.model.modalities)
+            if unknown:
+                raise FusionError(
+                    f"config.{name} names {sorted(unknown)[0]!r}; "
+                    f"the model's modalities are {list(self.model.modalities)}"
+                )
 
 
 def to_tree(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """Evaluate the folder of a run: grid, metrics, intervals, report."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ from fusion_jax.config import Config, write_json
 from fusion_jax.data.loader import eval_batches
 from fusion_jax.errors import FusionError
 from fusion_jax.evaluation.grid import (
+    CLEAN,
     Cell,
     CellRecords,
     evaluate_grid,
-    make_cell_program,
+    joint_cells,
+    make_grid_program,
     robustness_cells,
+    single_cells,
 )
 from fusion_jax.evaluation.intervals import bootstrap_weights, interval
 from fusion_jax.evaluation.report import render_report
@@ -53,16 +56,19 @@ def evaluate(
     source = _source(config, data, split, spec)
     parallel = DataParallel()
     parallel.check(eval_batch_size=config.eval_batch_size)
-    program = parallel.evaluation(
-        make_cell_program(config.model, config.task, config.recipe.corruptions)
+    program = make_grid_program(
+        config.model,
+        config.task,
+        config.evaluation_corruptions(),
+        compiled=parallel.evaluation,
     )
     template = parallel.template(state_shapes(config, spec))
-    cells = robustness_cells(
-        spec.names, corrupted=config.recipe.corruptions, severities=config.evaluation_severities
-    )
+    cells = evaluation_cells(config, spec)
+    labels = [cell_label(cell, _trained(config)) for cell in cells]
     identity = _identity(source)
     weights = bootstrap_weights({name: identity[name] for name in spec.clusters}, num=len(source))
-    rows, steps = [], {}
+    rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+    steps = {}
     for index in range(config.num_seeds):
         state = restore_best(template, workdir, index)
         found = evaluate_grid(
@@ -70,25 +76,25 @@ def evaluate(
             {"params": state.params, **state.collections},
             eval_batches(source, batch_size=config.eval_batch_size, host=hosts.this_host()),
             cells=cells,
-            modalities=spec.names,
             key=stream(jax.random.key(0), "evaluation", split),
+            progress=int(state.step) / config.num_steps,
             place=parallel.place_rows,
         )
         steps[str(config.seed + index)] = int(state.step)
         if hosts.is_lead():
-            records = seed_folder(workdir, index) / f"records_{split}.npz"
-            save_records(records, identity, cells, found)
-        rows += [
-            _row(config, spec, cell, records, weights) | {"seed": config.seed + index}
-            for cell, records in zip(cells, found, strict=True)
-        ]
+            path = seed_folder(workdir, index) / f"records_{split}.npz"
+            save_records(path, identity, labels, found)
+        for cell, records in zip(cells, found, strict=True):
+            row = _row(config, spec, cell, records, weights) | {"seed": config.seed + index}
+            rows[cell.several].append(row)
     report = {
         "schema": SCHEMA,
         "run": _run_facts(run) | {"trained_steps": steps},
         "data": _data_facts(spec, source, split, run),
         "training_severity": config.recipe.max_severity if config.recipe.noise_rate else 0.0,
         "seeds": [config.seed + index for index in range(config.num_seeds)],
-        "cells": rows,
+        "cells": rows[False],
+        "joint": rows[True],
     }
     if hosts.is_lead():
         write_json(workdir / "report.json", report)
@@ -96,23 +102,61 @@ def evaluate(
     return report
 
 
+def evaluation_cells(config: Config, spec: DataSpec) -> list[Cell]:
+    """The conditions of the robustness evaluation, in the order of records and tables.
+
+    Clean, each modality under the recipe's corruption and each missing pattern; each modality under
+    corruptions that training does not use; all modalities at once.
+    """
+    trained, severities = _trained(config), config.evaluation_severities
+    cells = robustness_cells(spec.names, corrupted=trained, severities=severities)
+    for name in sorted(config.unseen):
+        for corruption in config.unseen[name]:
+            cells += single_cells({name: type(corruption).__name__}, severities)
+    limits = sorted({config.recipe.max_severity, 1.0} - {0.0})
+    return cells + joint_cells(trained, severities=severities, mixed=limits)
+
+
+def _trained(config: Config) -> dict[str, str]:
+    """Modality -> class name of the recipe's corruption."""
+    return {name: type(each).__name__ for name, each in config.recipe.corruptions.items()}
+
+
 def save_records(
-    path: Path, identity: dict[str, np.ndarray], cells: Sequence[Cell], found: Sequence[CellRecords]
+    path: Path, identity: dict[str, np.ndarray], labels: Sequence[str], found: Sequence[CellRecords]
 ) -> None:
-    """Save per-example records [cell, N], weights [cell, N, M], ids and cluster ids [N]."""
+    """Save per-example records [cell, N], weights and noise levels [cell, N, M], ids, clusters."""
     arrays: dict[str, Any] = dict(identity)
     for name in found[0].records:
         arrays[name] = np.stack([cell.records[name] for cell in found])
     arrays["weights"] = np.stack([cell.weights for cell in found])
-    arrays["cells"] = np.array([cell_label(cell) for cell in cells])
+    arrays["noise_level"] = np.stack([cell.noise_level for cell in found])
+    arrays["cells"] = np.array(labels)
     np.savez_compressed(path, **arrays)
 
 
-def cell_label(cell: Cell) -> str:
-    """A stable name of a cell: "clean", "noise/audio/0.4", "missing/audio+image"."""
+def cell_label(cell: Cell, trained: Mapping[str, str]) -> str:
+    """A stable name of a cell.
+
+    "clean", "missing/audio+image", "noise/audio/0.4", "ImpulseNoise/image/0.4" (another corruption
+    than the modality's in `trained`), "joint/audio/0.4+image/0.8", "mixed/0.4" (severities of
+    examples differ, up to 0.4).
+
+    Args:
+        cell: the cell.
+        trained: modality -> class name of the recipe's corruption.
+    """
     if cell.missing:
         return "missing/" + "+".join(cell.missing)
-    return f"noise/{cell.modality}/{cell.severity:g}" if cell.modality else "clean"
+    if not cell.noise:
+        return "clean"
+    if len(cell.noise) > 1:
+        if cell.noise[0][1].drawn:
+            return f"mixed/{cell.noise[0][1].severity:g}"
+        return "joint/" + "+".join(f"{name}/{each.severity:g}" for name, each in cell.noise)
+    [(name, condition)] = cell.noise
+    family = "noise" if condition.corruption == trained.get(name) else condition.corruption
+    return f"{family}/{name}/{condition.severity:g}"
 
 
 def _source(config: Config, data: Any, split: str, spec: DataSpec) -> Source:
@@ -145,23 +189,44 @@ def _row(
     config: Config, spec: DataSpec, cell: Cell, found: CellRecords, weights: np.ndarray
 ) -> dict[str, Any]:
     """One row of the report's table."""
-    corruption = config.recipe.corruptions.get(cell.modality) if cell.modality else None
     low, high = interval(found.records["correct"], weights)
 
     def by_modality(values: np.ndarray) -> dict[str, float]:
         return dict(zip(spec.names, np.float64(values).mean(axis=0).tolist(), strict=True))
 
     return {
-        "corruption": type(corruption).__name__ if corruption else "none",
-        "modality": cell.modality,
-        "severity": cell.severity,
-        "strength": corruption.describe(cell.severity) if corruption else None,
+        **_condition_facts(config, cell),
         "missing": list(cell.missing),
         **config.task.compute(found.records),
         "accuracy_low": low,
         "accuracy_high": high,
         "weights": by_modality(found.weights),
         "signals": {name: by_modality(value) for name, value in found.signals.items()},
+    }
+
+
+def _condition_facts(config: Config, cell: Cell) -> dict[str, Any]:
+    """What was done to the inputs; "severities" by modality where to several at once."""
+    known = {
+        (name, type(each).__name__): each
+        for name, corruptions in config.evaluation_corruptions().items()
+        for each in corruptions
+    }
+    words = [known[name, each.corruption].describe(each.severity) for name, each in cell.noise]
+    if not cell.several:
+        name, condition = cell.noise[0] if cell.noise else (None, CLEAN)
+        return {
+            "corruption": condition.corruption or "none",
+            "modality": name,
+            "severity": condition.severity,
+            "strength": words[0] if words else None,
+            "unseen": name is not None and condition.corruption != _trained(config).get(name),
+        }
+    drawn = cell.noise[0][1].drawn
+    return {
+        "corruption": "mixed" if drawn else "joint",
+        "severities": {name: condition.severity for name, condition in cell.noise},
+        "strength": ("up to " if drawn else "") + ", ".join(words),
     }
 
 

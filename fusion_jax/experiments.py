@@ -113,7 +113,8 @@ def _run_job(job: Job, config: Config, allow: Sequence[str]) -> dict[str, Any]:
         "step": report["run"]["trained_steps"][str(job.seed)],
         "curves": learning_curves(job.folder),
         "correct": correct,
-        **{key: report[key] for key in ("data", "training_severity", "cells")},
+        **{key: report[key] for key in ("data", "training_severity")},
+        "cells": report["cells"] + report["joint"],
     }
 
 

@@ -62,22 +62,17 @@ class FusionModel(nn.Module):
         """Preprocess raw inputs; rows of a missing modality become zeros.
 
         Zeros and not whatever stands there: a NaN in a missing input would reach the gradients even
-            where
-        its value is masked out later.
+        where its value is masked out later.
         """
         missing = set(self.modalities) - set(inputs)
         if missing:
             raise FusionError(
                 f"the model needs the modality {sorted(missing)[0]!r}; given are {sorted(inputs)}"
             )
-        prepared = {}
-        for m, name in enumerate(self.modalities):
-            here = present[:, m]
-            x = _zero_absent(inputs[name], here)
-            if name in self.preprocess:
-                x = _zero_absent(self.preprocess[name](x, train=train), here)
-            prepared[name] = x
-        return prepared
+        return {
+            name: self._prepare_one(name, inputs[name], present[:, m], train=train)
+            for m, name in enumerate(self.modalities)
+        }
 
     def encode(
         self,
@@ -88,15 +83,34 @@ class FusionModel(nn.Module):
         train: bool,
     ) -> dict[str, Features]:
         """Encode each modality apart; only present, unpadded rows enter batch statistics."""
+        return {
+            name: self._encode_one(name, prepared[name], mask & present[:, m], train=train)
+            for m, name in enumerate(self.modalities)
+        }
 
+    def encode_modality(
+        self, name: str, x: Any, here: Bool[Array, " b"], mask: Bool[Array, " b"], *, train: bool
+    ) -> Features:
+        """Preprocess and encode the raw input of one modality, present in the rows `here`.
+
+        What the other modalities are does not matter to it, so many conditions of one modality can
+        be combined with many of another without encoding each combination.
+        """
+        prepared = self._prepare_one(name, x, here, train=train)
+        return self._encode_one(name, prepared, mask & here, train=train)
+
+    def _prepare_one(self, name: str, x: Any, here: Bool[Array, " b"], *, train: bool) -> Any:
+        x = _zero_absent(x, here)
+        if name in self.preprocess:
+            x = _zero_absent(self.preprocess[name](x, train=train), here)
+        return x
+
+    def _encode_one(self, name: str, x: Any, rows: Bool[Array, " b"], *, train: bool) -> Features:
         def call(encoder: nn.Module, x: Any, rows: Array) -> Features:
             return cast(Any, encoder)(x, train=train, mask=rows)
 
         encode = nn.remat(call) if self.rematerialise else call
-        return {
-            name: encode(self.encoders[name], prepared[name], mask & present[:, m])
-            for m, name in enumerate(self.modalities)
-        }
+        return encode(self.encoders[name], x, rows)
 
     def decide(
         self,

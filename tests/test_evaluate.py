@@ -1,5 +1,6 @@
 """Evaluation of a trained run: exact counts, paired noise, files that say what was measured."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,20 +8,31 @@ import numpy as np
 import pytest
 
 from fusion_jax.config import Config, Recipe
+from fusion_jax.corruptions.batch import corrupt_batch
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
+from fusion_jax.corruptions.legacy_noise import LegacyNoise
 from fusion_jax.data.arrays import ArrayData
 from fusion_jax.data.loader import eval_batches
 from fusion_jax.encoders.mlp import MLPEncoder
 from fusion_jax.errors import FusionError
 from fusion_jax.evaluate import cell_label, evaluate
-from fusion_jax.evaluation.grid import Cell, evaluate_grid, make_cell_program, robustness_cells
+from fusion_jax.evaluation.grid import (
+    Cell,
+    Condition,
+    evaluate_grid,
+    joint_cells,
+    make_grid_program,
+    robustness_cells,
+)
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.models import FusionModel
+from fusion_jax.rng import example_keys, stream
 from fusion_jax.runs import load_config, restore_best, state_shapes
 from fusion_jax.schedulers.udml import UDMLScheduler
 from fusion_jax.sources import ArraySource
 from fusion_jax.tasks.classification import Classification, ClassificationHead
 from fusion_jax.training.loop import train
+from fusion_jax.training.parallel import DataParallel
 
 NUM_TEST = 45  # not a multiple of the evaluation batch: the tail must count exactly
 
@@ -157,15 +169,14 @@ def test_grid_does_not_depend_on_the_batch_size(run):
     workdir, data, config, _ = run
     _, spec, _ = load_config(workdir)
     state = restore_best(state_shapes(config, spec), workdir, 0)
-    program = jax.jit(make_cell_program(config.model, Classification(), config.recipe.corruptions))
-    cells = [Cell(), Cell("left", 0.5)]
+    program = compiled_grid(config)
+    cells = [Cell(), one("left", 0.5), Cell((("left", Condition("GaussianNoise", 1.0, True)),))]
     results = [
         evaluate_grid(
             program,
             {"params": state.params, **state.collections},
             eval_batches(data.source("test"), batch_size=size),
             cells=cells,
-            modalities=spec.names,
             key=jax.random.key(0),
         )
         for size in (7, 16, 64)
@@ -189,10 +200,101 @@ def test_data_in_memory_must_be_given_again_and_match(run):
         evaluate(workdir, data=wrong)
 
 
+def compiled_grid(config):
+    # On one device: the 7 rows of a batch do not split over the 8 that tests have.
+    return make_grid_program(
+        config.model,
+        Classification(),
+        config.evaluation_corruptions(),
+        compiled=DataParallel(jax.devices()[:1]).evaluation,
+    )
+
+
+def one(modality, severity, corruption="GaussianNoise"):
+    return Cell(((modality, Condition(corruption, severity)),))
+
+
+def test_cells_equal_a_direct_evaluation(run):
+    # Factorised (each condition encoded once) against the whole model on corrupted inputs.
+    workdir, data, config, _ = run
+    _, spec, _ = load_config(workdir)
+    config = dataclasses.replace(
+        config,
+        recipe=Recipe(corruptions={name: GaussianNoise(deviation=1.0) for name in spec.names}),
+        unseen={"left": (LegacyNoise(),)},
+    )
+    state = restore_best(state_shapes(config, spec), workdir, 0)
+    variables = {"params": state.params, **state.collections}
+    cells = [
+        Cell(missing=("right",)),
+        one("left", 0.5),
+        one("left", 0.5, "LegacyNoise"),
+        *joint_cells(
+            dict.fromkeys(spec.names, "GaussianNoise"), severities=(0.3, 1.0), mixed=(0.8,)
+        ),
+    ]
+    assert len(cells) == 3 + 4 + 1
+    key = jax.random.key(3)
+    found = evaluate_grid(
+        compiled_grid(config),
+        variables,
+        eval_batches(data.source("test"), batch_size=16),
+        cells=cells,
+        key=key,
+    )
+    record = data.source("test")[np.arange(NUM_TEST)]
+    corruptions = config.evaluation_corruptions()
+    for cell, got in zip(cells, found, strict=True):
+        inputs = dict(record["inputs"])
+        for name, condition in cell.noise:
+            corruption = next(
+                c for c in corruptions[name] if type(c).__name__ == condition.corruption
+            )
+            severity = np.full(NUM_TEST, condition.severity, np.float32)
+            if condition.drawn:
+                keys = example_keys(stream(key, "severity", name), record["example_id"])
+                severity = severity * jax.vmap(jax.random.uniform)(keys)
+            noise = stream(key, condition.corruption, name)
+            keys = example_keys(noise, record["example_id"])
+            inputs[name] = corrupt_batch(corruption, inputs[name], keys=keys, severity=severity)
+            level = got.noise_level[:, spec.names.index(name)]
+            np.testing.assert_allclose(level, corruption.noise_level(severity), rtol=1e-6)
+            assert (len(np.unique(level)) > 1) == condition.drawn
+        keep = np.array([name not in cell.missing for name in spec.names])
+        output = config.model.apply(variables, inputs, record["present"] & keep, train=False)
+        loss = Classification().loss(output.prediction, record["target"])
+        np.testing.assert_allclose(got.records["nll"], loss, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(got.weights, output.fusion.weights, rtol=0, atol=1e-6)
+
+
+def test_two_corruptions_of_one_class_are_refused(run):
+    _, _, config, _ = run
+    noise = GaussianNoise(deviation=1.0)
+    with pytest.raises(FusionError, match="'left' has the corruptions"):
+        compiled_grid(dataclasses.replace(config, unseen={"left": (noise,)}))
+
+
+def test_joint_cells():
+    pairs = joint_cells({"a": "A", "b": "B"}, severities=(0.2, 0.4), mixed=(0.4, 1.0))
+    labels = [cell_label(cell, {"a": "A", "b": "B"}) for cell in pairs]
+    assert labels == [
+        *(f"joint/a/{a}+b/{b}" for a in (0.2, 0.4) for b in (0.2, 0.4)),
+        "mixed/0.4",
+        "mixed/1",
+    ]
+    # Of more than two modalities all have the same severity: pairs would be powers.
+    many = joint_cells(dict.fromkeys("abc", "A"), severities=(0.2, 0.4), mixed=())
+    assert [cell_label(cell, {}) for cell in many] == [
+        "joint/a/0.2+b/0.2+c/0.2",
+        "joint/a/0.4+b/0.4+c/0.4",
+    ]
+    assert joint_cells({"a": "A"}, severities=(0.2,), mixed=(1.0,)) == []
+
+
 def test_robustness_cells_cover_every_missing_pattern_once():
-    cells = robustness_cells(("a", "b", "c"), corrupted=["b"], severities=(0.5, 1.0))
+    cells = robustness_cells(("a", "b", "c"), corrupted={"b": "B"}, severities=(0.5, 1.0))
     assert cells[0] == Cell()
-    assert [cell_label(cell) for cell in cells[1:3]] == ["noise/b/0.5", "noise/b/1"]
+    assert [cell_label(cell, {"b": "B"}) for cell in cells[1:3]] == ["noise/b/0.5", "noise/b/1"]
     missing = {cell.missing for cell in cells[3:]}
     # Of 2^3 subsets, neither the empty one nor all three.
     assert missing == {("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c")}

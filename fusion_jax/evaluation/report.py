@@ -85,6 +85,11 @@ class _Cell:
     def is_corrupted(self) -> bool:
         return self.corruption != "none" and self.severity > 0
 
+    @property
+    def unseen(self) -> bool:
+        """Whether it is a corruption that training did not use."""
+        return bool(self.rows[0].get("unseen"))
+
     def by_seed(self, *path: str) -> dict[int, float]:
         """Finite values of a field by training seed, for example `by_seed("weights", "audio")`."""
         values = {}
@@ -191,6 +196,7 @@ def render_report(report: Mapping[str, Any]) -> str:
         report: what report.json holds: "schema" (1), "run", "data", "seeds" and "cells", one row
             per cell and training seed; accuracy and ECE in [0, 1]. "training_severity" (optional,
             default 0.4) is the highest severity of training, 0 or None where all of it was clean.
+            Rows of corruptions that training did not use have "unseen". "joint" is not shown.
 
     Returns:
         The page: under 1 MB, without network resources and scripts.
@@ -331,7 +337,9 @@ def _condition(results: _Results, cell: _Cell) -> str:
     if not cell.is_corrupted:
         return pattern if cell.missing else "with clean input"
     notes = [str(cell.strength)] if cell.strength else []
-    if cell.severity > results.training_severity:
+    if cell.unseen:
+        notes.append("not used in training")
+    elif cell.severity > results.training_severity:
         notes.append("beyond training")
     target = f" on {cell.modality}" if cell.modality else ""
     words = f"with {cell.corruption}{target} at severity {_severity(cell.severity)}"
@@ -658,8 +666,13 @@ def _severity_axis(axes: Axes, results: _Results, curves: Sequence[_Curve], widt
     axes.set_xticks(ticks, [_severity(value) for value in ticks])
     axes.tick_params(axis="x", pad=4.5)
     axes.set_xlim(-0.04 * limit, 1.04 * limit)
-    if results.training_severity > 0:
+    if _in_training(results, curves):
         axes.axvspan(0, results.training_severity, color=_SHADE, zorder=0, linewidth=0)
+
+
+def _in_training(results: _Results, curves: Sequence[_Curve]) -> bool:
+    """Whether training knew all these corruptions, so that a chart may show up to where."""
+    return results.training_severity > 0 and not any(curve[-1].unseen for curve in curves)
 
 
 def _strength_rows(axes: Axes, results: _Results, curves: Sequence[_Curve]) -> None:
@@ -735,7 +748,7 @@ def _accuracy_chart(results: _Results, name: str, curves: Sequence[_Curve], floo
         _line(axes, curve, [cell.accuracy for cell in curve], label=label, linewidth=2, **style)
     _accuracy_scale(axes, results, floor)
     _strength_rows(axes, results, curves)
-    if results.training_severity > 0:
+    if _in_training(results, curves):
         axes.annotate(
             f"training range (0 to {_severity(results.training_severity)})",
             (0, 1),

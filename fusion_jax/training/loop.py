@@ -13,7 +13,7 @@ import numpy as np
 from fusion_jax.config import Config
 from fusion_jax.data.loader import eval_batches, train_batches
 from fusion_jax.errors import FusionError, Stopped
-from fusion_jax.evaluation.grid import Cell, evaluate_grid, make_cell_program, robustness_cells
+from fusion_jax.evaluation.grid import Cell, evaluate_grid, make_grid_program, robustness_cells
 from fusion_jax.rng import stream
 from fusion_jax.runs import (
     build_optimizer,
@@ -104,8 +104,11 @@ class Trainer:
             ),
             self.shapes,
         )
-        self.cell_program = self.parallel.evaluation(
-            make_cell_program(config.model, config.task, config.recipe.corruptions)
+        self.grid = make_grid_program(
+            config.model,
+            config.task,
+            config.evaluation_corruptions(),
+            compiled=self.parallel.evaluation,
         )
 
     def train_seed(self, index: int, folder: Path, sources: dict[str, Source]) -> TrainState:
@@ -200,19 +203,19 @@ class Trainer:
         "selection", by which the best checkpoint is chosen, is the mean accuracy over the clean
         cell, each corruptible modality at the recipe's largest severity, and each missing pattern.
         """
-        corruptions = self.config.recipe.corruptions
+        recipe = self.config.recipe
         cells = robustness_cells(
             self.modalities,
-            corrupted=corruptions,
-            severities=[self.config.recipe.max_severity] if self.config.recipe.max_severity else [],
+            corrupted={name: type(each).__name__ for name, each in recipe.corruptions.items()},
+            severities=[recipe.max_severity] if recipe.max_severity else [],
         )
         found = evaluate_grid(
-            self.cell_program,
+            self.grid,
             {"params": state.params, **state.collections},
             eval_batches(source, batch_size=self.config.eval_batch_size, host=hosts.this_host()),
             cells=cells,
-            modalities=self.modalities,
             key=stream(jax.random.key(0), "validation"),
+            progress=int(state.step) / self.config.num_steps,
             place=self.parallel.place_rows,
         )
         with np.errstate(invalid="ignore"):  # What is not finite is refused by name.
@@ -228,7 +231,7 @@ def _cell_name(cell: Cell) -> str:
     """Name of a cell in the validation log."""
     if cell.missing:
         return "without_" + "_".join(cell.missing)
-    return f"noisy_{cell.modality}"
+    return f"noisy_{cell.noise[0][0]}"
 
 
 def _refuse_not_finite(values: Mapping[str, Any], step: int, checkpoints: Checkpoints) -> None:

@@ -104,13 +104,19 @@ class DataParallel:
         """The compiled step; it consumes the state it is given."""
         return self.on_mesh(self.program(step, shapes))
 
-    def evaluation_program(self, function: Callable[..., Any]) -> Any:
-        """A function under `jax.jit`, which can be lowered, with its results on every device."""
-        return jax.jit(function, out_shardings=self._everywhere)
+    def evaluation_program(self, function: Callable[..., Any], *, keep_rows: bool = False) -> Any:
+        """A function under `jax.jit`, which can be lowered; see `evaluation`."""
+        return jax.jit(function, out_shardings=self._rows if keep_rows else self._everywhere)
 
-    def evaluation(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A compiled function whose results are on every device, so that any host can read."""
-        return self.on_mesh(self.evaluation_program(function))
+    def evaluation(
+        self, function: Callable[..., Any], *, keep_rows: bool = False
+    ) -> Callable[..., Any]:
+        """A compiled function (variables, ...) of rows.
+
+        Its results are on every device, so that any host can read them; with `keep_rows` they stay
+        split over the devices as the batch is, to be worked on there.
+        """
+        return self.on_mesh(self.evaluation_program(function, keep_rows=keep_rows))
 
     def on_mesh(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
         """A compiled function called with the mesh in sight, so that it can map over rows."""
@@ -152,13 +158,13 @@ class FSDP(DataParallel):
 
         return super().program(on_whole, shapes)
 
-    def evaluation_program(self, function: Callable[..., Any]) -> Any:
-        """A function (variables, ...) under `jax.jit`, with its results on every device."""
+    def evaluation_program(self, function: Callable[..., Any], *, keep_rows: bool = False) -> Any:
+        """A function (variables, ...) under `jax.jit`, which can be lowered; see `evaluation`."""
 
         def on_whole(variables: PyTree, *args: Any) -> PyTree:
             return function(self._whole(variables), *args)
 
-        return super().evaluation_program(on_whole)
+        return super().evaluation_program(on_whole, keep_rows=keep_rows)
 
     def _whole(self, tree: PyTree) -> PyTree:
         """All of each array on every device while it is in use.
