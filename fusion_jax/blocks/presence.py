@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fusion_jax.axes import next_row
 from fusion_jax.errors import FusionError
 from fusion_jax.precision import at_least_float32
 from fusion_jax.types import Features
@@ -35,6 +36,19 @@ def uniform_weights(present: Bool[Array, "... m"]) -> Float[Array, "... m"]:
     """Equal weights over the present modalities: [..., M], sum 1 (0 where nothing is present)."""
     count = jnp.sum(present, axis=-1, keepdims=True, dtype=jnp.float32)
     return present / jnp.maximum(count, 1)
+
+
+def permuted_weights(
+    weights: Float[Array, "b m"], present: Bool[Array, "b m"]
+) -> Float[Array, "b m"]:
+    """The weights of the next row of the batch, over what is present in this row: [B, M], sum 1.
+
+    Equal weights where the next row gives none to what is present here.
+    """
+    other = jnp.where(present, next_row(weights), 0)
+    mass = jnp.sum(other, axis=-1, keepdims=True)
+    shares = other / jnp.where(mass == 0, 1, mass)
+    return jnp.where(mass == 0, uniform_weights(present), shares)
 
 
 def gain(weights: Float[Array, "b m"], present: Bool[Array, "b m"]) -> Float[Array, "b m"]:

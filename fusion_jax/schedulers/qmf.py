@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from fusion_jax.blocks.collect_signals import collect_signals
 from fusion_jax.blocks.presence import masked_softmax
 from fusion_jax.signals.energy import Energy
 from fusion_jax.types import FusionWeights, SchedulerInput
@@ -35,12 +36,11 @@ class QMFScheduler(nn.Module):
     @nn.compact
     def __call__(self, inputs: SchedulerInput, *, train: bool) -> FusionWeights:
         """Weights [B, M], with the signals' values and losses."""
-        found = {type(signal).__name__: signal(inputs, train=train) for signal in self.signals}
+        found, aux = collect_signals(self.signals, inputs, train=train)
         scales = self.param("scales", nn.initializers.zeros, (len(self.signals),))
-        values = jax.lax.stop_gradient(jnp.stack([signal.value for signal in found.values()]))
+        values = jax.lax.stop_gradient(jnp.stack(list(found.values())))
         weights = masked_softmax(-jnp.einsum("s,sbm->bm", scales, values), inputs.present)
-        aux = sum((signal.aux_loss for signal in found.values()), jnp.zeros(inputs.mask.shape[0]))
-        return FusionWeights(weights, aux, {name: signal.value for name, signal in found.items()})
+        return FusionWeights(weights, aux, found)
 
     @classmethod
     def example(cls) -> "QMFScheduler":

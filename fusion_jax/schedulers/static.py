@@ -1,8 +1,8 @@
 """Equal weights: the baseline that every other scheduler has to beat."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 
+from fusion_jax.blocks.collect_signals import collect_signals
 from fusion_jax.blocks.presence import uniform_weights
 from fusion_jax.types import FusionWeights, SchedulerInput
 
@@ -20,13 +20,8 @@ class StaticScheduler(nn.Module):
     @nn.compact
     def __call__(self, inputs: SchedulerInput, *, train: bool) -> FusionWeights:
         """Weights [B, M]: 1 / number present."""
-        found = {type(signal).__name__: signal(inputs, train=train) for signal in self.signals}
-        aux = sum((signal.aux_loss for signal in found.values()), jnp.zeros(inputs.mask.shape[0]))
-        return FusionWeights(
-            weights=uniform_weights(inputs.present),
-            aux_loss=aux,
-            signals={name: signal.value for name, signal in found.items()},
-        )
+        values, aux = collect_signals(self.signals, inputs, train=train)
+        return FusionWeights(uniform_weights(inputs.present), aux, values)
 
     @classmethod
     def example(cls) -> "StaticScheduler":

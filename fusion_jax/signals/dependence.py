@@ -16,6 +16,7 @@ from fusion_jax.types import SchedulerInput, Signal
 
 # 2^8 subsets of a batch through the head; beyond that sampling would be needed.
 MAX_MODALITIES = 8
+_NO_PREDICTION = "dependence needs a per-example prediction; this task has none: use another signal"
 
 
 class Dependence(nn.Module):
@@ -27,15 +28,17 @@ class Dependence(nn.Module):
     clipped to [margin, M - margin] and averaged over steps. Evaluation uses the stored average.
 
     Attributes:
+        mode: "corrected", as above, or "official": the mean absolute logit of each modality alone
+            in the last batch alone, clean or not, divided by its mean over modalities.
         decay: of the running average, in [0, 1).
         margin: distance of a share from 0 and from M; not applied to a single modality.
 
     References:
-        Wei et al., UDML, arXiv 2603.19681 (dependence by modality dropout). Differences from the
-        published code, which takes the mean absolute unimodal logit of the last batch:
-        docs/design.md.
+        Wei et al., UDML, arXiv 2603.19681 (dependence by modality dropout); "official": its
+        released code, which measures features that are already weighted; here they are not.
     """
 
+    mode: str = "corrected"
     decay: float = 0.99
     margin: float = 0.2
 
@@ -44,28 +47,49 @@ class Dependence(nn.Module):
         """Measure or recall; `Signal.value` is the share [B, M], the same for every row.
 
         Raises:
-            FusionError: where the task has no per-example prediction, or there are more than 8
-                modalities.
+            FusionError: for another mode, where the task has no per-example prediction, or there
+                are more than 8 modalities.
         """
+        if self.mode not in ("corrected", "official"):
+            raise FusionError(f"mode is {self.mode!r}: choose 'corrected' or 'official'")
         num = len(inputs.modalities)
         share = self.variable("scheduler", "share", jnp.ones, (num,), jnp.float32)
         if train and not self.is_initializing():
-            clean = inputs.mask & inputs.present.all(axis=-1)
-            if inputs.noise_level is not None:
-                clean &= (inputs.noise_level == 0).all(axis=-1)
-            change = masked_mean(logit_change(inputs), clean)
-            measured = num * change / jnp.maximum(change.sum(), 1e-12)
-            if num > 1:
-                measured = jnp.clip(measured, self.margin, num - self.margin)
-            step = jnp.where(any_row(clean) & (change.sum() > 0), 1 - self.decay, 0.0)
-            share.value = (1 - step) * share.value + step * measured
+            share.value = self._next(share.value, inputs)
         value = jnp.broadcast_to(share.value, inputs.present.shape)
         return Signal(value=value, aux_loss=jnp.zeros(value.shape[0]))
+
+    def _next(self, share: Float[Array, " m"], inputs: SchedulerInput) -> Float[Array, " m"]:
+        """The share after this batch."""
+        num = len(inputs.modalities)
+        rows = inputs.mask & inputs.present.all(axis=-1)
+        if self.mode == "official":
+            change, decay = masked_mean(unimodal_size(inputs), rows), 0.0
+        else:
+            if inputs.noise_level is not None:
+                rows &= (inputs.noise_level == 0).all(axis=-1)
+            change, decay = masked_mean(logit_change(inputs), rows), self.decay
+        measured = num * change / jnp.maximum(change.sum(), 1e-12)
+        if num > 1 and self.mode == "corrected":
+            measured = jnp.clip(measured, self.margin, num - self.margin)
+        step = jnp.where(any_row(rows) & (change.sum() > 0), 1 - decay, 0.0)
+        return (1 - step) * share + step * measured
 
     @classmethod
     def example(cls) -> "Dependence":
         """A small instance for the conformance tests."""
         return cls()
+
+
+def unimodal_size(inputs: SchedulerInput) -> Float[Array, "b m"]:
+    """Sum over classes of the absolute logits of each modality alone: [B, M]."""
+    if inputs.predict is None:
+        raise FusionError(_NO_PREDICTION)
+    num = len(inputs.modalities)
+    alone = jnp.eye(num, dtype=bool)[:, None, :]
+    subsets = jnp.broadcast_to(alone, (num, *inputs.present.shape))
+    logits = at_least_float32(jax.lax.stop_gradient(inputs.predict(subsets)))
+    return jnp.abs(logits).sum(axis=-1).T
 
 
 def logit_change(inputs: SchedulerInput) -> Float[Array, "b m"]:
@@ -76,9 +100,7 @@ def logit_change(inputs: SchedulerInput) -> Float[Array, "b m"]:
     """
     num = len(inputs.modalities)
     if inputs.predict is None:
-        raise FusionError(
-            "dependence needs a per-example prediction; this task has none: use another signal"
-        )
+        raise FusionError(_NO_PREDICTION)
     if num > MAX_MODALITIES:
         raise FusionError(
             f"dependence over {num} modalities needs 2^{num} predictions; at most {MAX_MODALITIES}"

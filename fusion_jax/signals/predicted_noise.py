@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from fusion_jax.blocks.dropout import Dropout
+from fusion_jax.errors import FusionError
 from fusion_jax.precision import at_least_float32
 from fusion_jax.types import Features, SchedulerInput, Signal
 
@@ -14,41 +16,63 @@ class PredictedNoise(nn.Module):
 
     A small network per modality reads the encoder's features with stopped gradient, so the encoder
     is never bent to expose noise. Where the injected level is known (training), the squared error
-    of log rho trains the network.
+    trains the network.
+
+    | mode | network | value | squared error of |
+    |---|---|---|---|
+    | "corrected" | Dense, GELU, Dense | rho = exp(softplus(.)) >= 1 | log rho |
+    | "official" | Dense, dropout 0.1, Dense | exp(. / 2) > 0 | the value, from 1 + level |
 
     Attributes:
-        hidden: width of the hidden layer.
-        loss_weight: factor of the squared error in `aux_loss`.
+        mode: one of the above. "official" reads the standard deviations of a probabilistic encoder:
+            the geometric mean over positions, where the released code takes the arithmetic one.
+        hidden: width of the hidden layer (released: 256).
+        loss_weight: factor of the squared error in `aux_loss` (released: 0.1).
 
     References:
-        Wei et al., UDML, arXiv 2603.19681 (noise-aware uncertainty estimator). The published code
-        reads the encoder's standard deviation and regresses a level that is 1 for clean; the scale
-        used here is the total one, so that two clean inputs have equal rho whatever small level is
-        predicted.
+        Wei et al., UDML, arXiv 2603.19681 (noise-aware uncertainty estimator); "official": its
+        released code, where a level of 1 is clean. The total scale is ours: two clean inputs have
+        about equal rho whatever small level is predicted.
     """
 
+    mode: str = "corrected"
     hidden: int = 64
     loss_weight: float = 1.0
 
     @nn.compact
     def __call__(self, inputs: SchedulerInput, *, train: bool) -> Signal:
-        """Predict; `Signal.value` is rho [B, M]."""
+        """Predict; `Signal.value` is [B, M], > 0.
+
+        Raises:
+            FusionError: for another mode, or "official" without probabilistic encoders.
+        """
+        if self.mode not in ("corrected", "official"):
+            raise FusionError(f"mode is {self.mode!r}: choose 'corrected' or 'official'")
+        official = self.mode == "official"
         outputs = []
         for name in inputs.modalities:
             x = jax.lax.stop_gradient(noise_cues(inputs.features[name]))
-            x = nn.gelu(
-                nn.Dense(self.hidden, name=f"hidden_{name}")(nn.LayerNorm(name=f"norm_{name}")(x))
-            )
-            # Zero-initialised: every modality starts at the same rho, so weighting starts static.
+            if official and inputs.features[name].log_variance is None:
+                raise FusionError(
+                    "the official noise estimator reads Gaussian codes: set "
+                    f"encoders.{name}.probabilistic=True"
+                )
+            x = nn.Dense(self.hidden, name=f"hidden_{name}")(jnp.exp(x / 2) if official else x)
+            x = Dropout(0.1, name=f"dropout_{name}")(x, train=train) if official else nn.gelu(x)
+            # Zero-initialised: every modality starts at the same scale, so weighting starts static.
             outputs.append(
                 nn.Dense(1, kernel_init=nn.initializers.zeros, name=f"scale_{name}")(x)[:, 0]
             )
-        log_rho = jax.nn.softplus(jnp.stack(outputs, axis=-1))
-        error = jnp.zeros(log_rho.shape[0])
+        output = jnp.stack(outputs, axis=-1)
+        log_scale = output / 2 if official else jax.nn.softplus(output)
+        # Far beyond any level; only an overflow ends here.
+        value = jnp.exp(jnp.minimum(log_scale, 20.0))
+        error = jnp.zeros(value.shape[0])
         if train and inputs.noise_level is not None:
             target = 0.5 * jnp.log1p(inputs.noise_level**2)
-            error = jnp.sum(jnp.where(inputs.present, (log_rho - target) ** 2, 0), axis=-1)
-        return Signal(value=jnp.exp(log_rho), aux_loss=self.loss_weight * error)
+            distance = value - (1 + inputs.noise_level) if official else log_scale - target
+            error = jnp.sum(jnp.where(inputs.present, distance**2, 0), axis=-1)
+        return Signal(value=value, aux_loss=self.loss_weight * error)
 
     @classmethod
     def example(cls) -> "PredictedNoise":
