@@ -54,6 +54,37 @@ def row_ids(num_rows: int) -> Int[Array, " b"]:
     return rows if index is None else rows + jnp.uint32(num_rows) * index.astype(jnp.uint32)
 
 
+def next_row(x: PyTree) -> PyTree:
+    """For each local row, the row that follows it in the global batch; after the last, the first.
+
+    It passes gradients, to the device that holds the row.
+
+    Args:
+        x: pytree of arrays with the rows of the batch on their first axis.
+    """
+    if data_axis_index() is None:
+        return jax.tree.map(lambda leaf: jnp.roll(leaf, -1, axis=0), x)
+    devices = jax.lax.axis_size(DATA_AXIS)
+    to_previous = [(device, (device - 1) % devices) for device in range(devices)]
+
+    def shift(leaf: Array) -> Array:
+        following = jax.lax.ppermute(leaf[:1], DATA_AXIS, to_previous)
+        return jnp.concatenate([leaf[1:], following])
+
+    return jax.tree.map(shift, x)
+
+
+def all_rows(x: PyTree) -> PyTree:
+    """The rows of the global batch, in order, the same on every device.
+
+    Args:
+        x: pytree of arrays with the local rows on their first axis.
+    """
+    if data_axis_index() is None:
+        return x
+    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, DATA_AXIS, tiled=True), x)
+
+
 def total(x: Float[Array, "b ..."], mask: Bool[Array, " b"]) -> Float[Array, "..."]:
     """Sum of `x` over the unmasked local rows; padding never counts, whatever value it holds."""
     rows = mask.reshape(mask.shape + (1,) * (x.ndim - 1))

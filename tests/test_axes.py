@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fusion_jax.axes import DATA_AXIS, data_axis_index, masked_mean, mean_share, psum, row_ids
+from fusion_jax.axes import (
+    DATA_AXIS,
+    all_rows,
+    data_axis_index,
+    masked_mean,
+    mean_share,
+    next_row,
+    psum,
+    row_ids,
+)
 
 DEVICES, LOCAL = 8, 3
 ROWS = DEVICES * LOCAL
@@ -76,6 +85,48 @@ def test_statistics_under_pmap_are_those_of_the_whole_batch():
     assert not found["share"][2].any() and not found["share"][7].any()
     # The global position of a row, whichever device holds it.
     np.testing.assert_array_equal(np.ravel(found["ids"]), np.arange(ROWS))
+
+
+def with_next_row(x, mask):
+    following = next_row({"x": x, "mask": mask})
+    # The gradient of the sum of x_i^2 x_j: row i has 2 x_i x_j as itself, x_before^2 as the next.
+    gradient = jax.grad(lambda x: jnp.sum(x**2 * next_row(x)))(x)
+    return {**following, "gradient": gradient}
+
+
+def assert_next_rows(found, x, mask):
+    np.testing.assert_array_equal(np.reshape(found["x"], x.shape), np.roll(x, -1, axis=0))
+    np.testing.assert_array_equal(np.reshape(found["mask"], mask.shape), np.roll(mask, -1))
+    wide = x.astype(np.float64)
+    expected = 2 * wide * np.roll(wide, -1, axis=0) + np.roll(wide, 1, axis=0) ** 2
+    np.testing.assert_allclose(np.reshape(found["gradient"], x.shape), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("run", [under_jit, under_sharded_jit])
+def test_next_row_under_jit_is_of_the_whole_batch(run):
+    x, mask = make_rows(), uneven_mask()
+    assert_next_rows(run(with_next_row, x, mask), x, mask)
+
+
+@pytest.mark.parametrize("local", [LOCAL, 1])
+def test_next_row_under_pmap_is_of_the_whole_batch(local):
+    x, mask = make_rows()[: DEVICES * local], uneven_mask()[: DEVICES * local]
+    found = jax.pmap(with_next_row, axis_name=DATA_AXIS)(split(x), split(mask))
+    assert_next_rows(found, x, mask)
+
+
+def test_all_rows_are_in_order_on_every_device():
+    x, mask = make_rows(), uneven_mask()
+    for run in (under_jit, under_sharded_jit):
+        found = run(lambda x, mask: all_rows((x, mask)), x, mask)
+        np.testing.assert_array_equal(found[0], x)
+        np.testing.assert_array_equal(found[1], mask)
+    found = jax.pmap(lambda x, mask: all_rows((x, mask)), axis_name=DATA_AXIS)(
+        split(x), split(mask)
+    )
+    for device in range(DEVICES):
+        np.testing.assert_array_equal(found[0][device], x)
+        np.testing.assert_array_equal(found[1][device], mask)
 
 
 def test_data_axis_index_is_none_unless_the_axis_of_that_name_is_bound():

@@ -32,7 +32,7 @@ TASKS = members("fusion_jax.tasks", "compute")
 
 def test_members_are_all_found():
     found = [SIGNALS, SCHEDULERS, OPERATORS, ENCODERS, BALANCERS, OBJECTIVES, CORRUPTIONS, TASKS]
-    assert [len(group) for group in found] == [3, 3, 8, 4, 4, 1, 3, 1]
+    assert [len(group) for group in found] == [3, 3, 8, 4, 4, 2, 3, 1]
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_objective_gives_a_loss_per_row_that_padding_cannot_touch(kind):
         loss, _, metrics = objective(
             views,
             dict.fromkeys(objective.views, batch),
-            objective.init(),
+            objective.init(2),
             task=task,
             loss_weights=jnp.ones(2),
         )

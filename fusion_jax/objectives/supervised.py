@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fusion_jax.blocks.supervised_loss import supervised_loss
 from fusion_jax.types import Batch, ModelOutput
 
 
@@ -25,7 +25,7 @@ class Supervised:
     unimodal_weight: float = 0.0
     views: tuple[str, ...] = ("corrupted",)
 
-    def init(self) -> Any:
+    def init(self, num_modalities: int) -> Any:
         """State before the first step; any pytree of arrays. Here: nothing."""
         return {}
 
@@ -51,13 +51,14 @@ class Supervised:
             loss [B], next state, metrics (name -> [B]).
         """
         output, batch = outputs[self.views[0]], batches[self.views[0]]
-        fused = task.loss(output.prediction, batch.target)
-        unimodal = jnp.zeros_like(fused)
-        if self.unimodal_weight:
-            each = task.loss(output.unimodal, batch.target[:, None])
-            unimodal = jnp.sum(jnp.where(batch.present, each * loss_weights[None, :], 0), axis=-1)
-        loss = fused + self.unimodal_weight * unimodal + output.fusion.aux_loss
-        return loss, state, {"task_loss": fused, "scheduler_loss": output.fusion.aux_loss}
+        loss, metrics = supervised_loss(
+            output,
+            batch,
+            task=task,
+            loss_weights=loss_weights,
+            unimodal_weight=self.unimodal_weight,
+        )
+        return loss, state, metrics
 
     @classmethod
     def example(cls) -> "Supervised":

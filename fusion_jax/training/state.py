@@ -26,7 +26,7 @@ def create_state(
         model: the model.
         tx: the optimiser.
         balancer: its `init(M)` gives its state.
-        objective: its `init()` gives its state.
+        objective: its `init(M)` gives its state.
         example: a batch of the right shapes; its values do not matter.
         key: root key, kept in the state.
     """
@@ -41,7 +41,7 @@ def create_state(
             collections=variables,
             opt_state=tx.init(params),
             balancer=balancer.init(len(model.modalities)),
-            objective=objective.init(),
+            objective=objective.init(len(model.modalities)),
             key=root,
         )
 
