@@ -17,36 +17,65 @@ from fusion_jax.balancing.mwam import MWAM
 from fusion_jax.balancing.none import NoBalancer
 from fusion_jax.balancing.ogm import OGM
 from fusion_jax.config import Config, Recipe
+from fusion_jax.corruptions.coloured_noise import ColouredNoise
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
+from fusion_jax.corruptions.impulse_noise import ImpulseNoise
 from fusion_jax.corruptions.white_noise import WhiteNoise
 from fusion_jax.data.av_mnist import AVMNIST
 from fusion_jax.encoders.cnn import CNNEncoder
 from fusion_jax.encoders.resnet import ResNetEncoder
 from fusion_jax.errors import FusionError
+from fusion_jax.fusion.concat import ConcatFusion
+from fusion_jax.fusion.mean import MeanFusion
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.fusion.transformer import TransformerFusion
 from fusion_jax.models import FusionModel
+from fusion_jax.objectives.ranked_confidence import RankedConfidence
 from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.log_mel import LogMel
 from fusion_jax.preprocess.standardise import Standardise
+from fusion_jax.schedulers.constant import ConstantScheduler
+from fusion_jax.schedulers.qmf import QMFScheduler
 from fusion_jax.schedulers.static import StaticScheduler
-from fusion_jax.schedulers.udml import UDMLScheduler
+from fusion_jax.schedulers.true_severity import TrueSeverityScheduler
+from fusion_jax.schedulers.udml import UDMLScheduler, official_udml
+from fusion_jax.signals.predicted_noise import PredictedNoise
 from fusion_jax.tasks.classification import ClassificationHead
 
 # Mean and standard deviation of the training images, in 8-bit grey levels.
 MEAN, DEVIATION = 33.3, 78.6
 
+BOTH = ("audio", "image")
 VARIANTS = {
-    "udml": (UDMLScheduler, ("audio", "image")),
-    "static": (StaticScheduler, ("audio", "image")),
-    "transformer": (StaticScheduler, ("audio", "image")),
-    "mwam": (StaticScheduler, ("audio", "image")),
-    "ogm": (StaticScheduler, ("audio", "image")),
-    "fixed": (StaticScheduler, ("audio", "image")),
+    "udml": (UDMLScheduler, BOTH),
+    "udml_official": (official_udml, BOTH),
+    "static": (StaticScheduler, BOTH),
+    "transformer": (StaticScheduler, BOTH),
+    "average": (StaticScheduler, BOTH),
+    "qmf": (QMFScheduler, BOTH),
+    # Controls of udml: what do adapting, dependence and knowing the noise contribute?
+    "quality": (lambda: UDMLScheduler(signals=(PredictedNoise(),), exponents=(0.5,)), BOTH),
+    "constant": (ConstantScheduler, BOTH),
+    "permuted": (lambda: UDMLScheduler(permuted=True), BOTH),
+    "true_severity": (TrueSeverityScheduler, BOTH),
+    "mwam": (StaticScheduler, BOTH),
+    "ogm": (StaticScheduler, BOTH),
+    "fixed": (StaticScheduler, BOTH),
     "audio": (StaticScheduler, ("audio",)),
     "image": (StaticScheduler, ("image",)),
-    "resnet18": (UDMLScheduler, ("audio", "image")),
+    "resnet18": (UDMLScheduler, BOTH),
+}
+
+# QMF keeps a history of each example: ids are positions among the 70,000 images.
+OBJECTIVES = {
+    "qmf": functools.partial(RankedConfidence, num_examples=70000),
+    "average": functools.partial(Supervised, fused_weight=0.0),
+}
+FUSION = {
+    "transformer": TransformerFusion,
+    "average": MeanFusion,
+    "udml_official": ConcatFusion,
 }
 
 # Sides that are no multiple of 8 are repeated at their edge for the frequency ratio.
@@ -65,20 +94,23 @@ def get_config(variant: str = "udml") -> Config:
     deep = variant == "resnet18"
     # The stem's quarter resolution: at full resolution a step would take 16 times as long.
     encoder = functools.partial(ResNetEncoder, width=32, stem="imagenet") if deep else CNNEncoder
+    encoder = functools.partial(encoder, probabilistic=variant == "udml_official")
     preprocess = {"audio": LogMel(), "image": Standardise(mean=MEAN, deviation=DEVIATION)}
     corruptions = {"audio": WhiteNoise(), "image": GaussianNoise(deviation=DEVIATION)}
+    unseen = {"audio": (ColouredNoise(),), "image": (ImpulseNoise(),)}
     return Config(
         model=FusionModel(
             preprocess={name: preprocess[name] for name in modalities},
             encoders={name: encoder() for name in modalities},
             scheduler=scheduler(),
-            fusion=TransformerFusion() if variant == "transformer" else SumFusion(),
+            fusion=FUSION.get(variant, SumFusion)(),
             head=ClassificationHead(num_classes=10),
         ),
         data=AVMNIST(modalities=modalities),
+        unseen={name: unseen[name] for name in modalities},
         recipe=Recipe(corruptions={name: corruptions[name] for name in modalities}),
         # Each modality must also stand alone, in every variant (chosen on validation).
-        objective=Supervised(unimodal_weight=1.0),
+        objective=OBJECTIVES.get(variant, Supervised)(unimodal_weight=1.0),
         balancer=BALANCERS.get(variant, NoBalancer)(),
         optimizer=AdamW(learning_rate=1e-3 if deep else 4e-3),
         num_steps=2000,

@@ -11,26 +11,59 @@ each validation. Accuracy of `udml` on the 200 validation examples, one seed: cl
 1.6 standard deviations of noise 0.98 to 0.99, a view missing 0.965 to 0.995.
 """
 
+import functools
+
 from fusion_jax.config import Config, Recipe
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
+from fusion_jax.corruptions.impulse_noise import ImpulseNoise
 from fusion_jax.data.handwritten import MODALITIES, Handwritten, training_statistics
 from fusion_jax.encoders.mlp import MLPEncoder
 from fusion_jax.errors import FusionError
+from fusion_jax.fusion.concat import ConcatFusion
+from fusion_jax.fusion.mean import MeanFusion
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.fusion.transformer import TransformerFusion
 from fusion_jax.models import FusionModel
+from fusion_jax.objectives.ranked_confidence import RankedConfidence
 from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.standardise_features import StandardiseFeatures
+from fusion_jax.schedulers.constant import ConstantScheduler
+from fusion_jax.schedulers.qmf import QMFScheduler
 from fusion_jax.schedulers.static import StaticScheduler
-from fusion_jax.schedulers.udml import UDMLScheduler
+from fusion_jax.schedulers.true_severity import TrueSeverityScheduler
+from fusion_jax.schedulers.udml import UDMLScheduler, official_udml
+from fusion_jax.signals.predicted_noise import PredictedNoise
 from fusion_jax.tasks.classification import ClassificationHead
 
 VARIANTS = {
     "udml": (UDMLScheduler, MODALITIES),
+    "udml_official": (official_udml, MODALITIES),
     "static": (StaticScheduler, MODALITIES),
     "transformer": (StaticScheduler, MODALITIES),
+    "average": (StaticScheduler, MODALITIES),
+    "qmf": (QMFScheduler, MODALITIES),
+    # Controls of udml: what do adapting, dependence and knowing the noise contribute?
+    "quality": (
+        lambda: UDMLScheduler(signals=(PredictedNoise(),), exponents=(0.5,)),
+        MODALITIES,
+    ),
+    "constant": (ConstantScheduler, MODALITIES),
+    "permuted": (lambda: UDMLScheduler(permuted=True), MODALITIES),
+    "true_severity": (TrueSeverityScheduler, MODALITIES),
     **{view: (StaticScheduler, (view,)) for view in MODALITIES},
+}
+
+
+# QMF keeps a history of each example: ids are positions among the 2,000 of all splits.
+OBJECTIVES = {
+    "qmf": functools.partial(RankedConfidence, num_examples=2000),
+    "average": functools.partial(Supervised, fused_weight=0.0),
+}
+FUSION = {
+    "transformer": TransformerFusion,
+    "average": MeanFusion,
+    "udml_official": ConcatFusion,
 }
 
 
@@ -43,9 +76,14 @@ def get_config(variant: str = "udml") -> Config:
     return Config(
         model=FusionModel(
             preprocess={name: StandardiseFeatures(*statistics[name]) for name in modalities},
-            encoders={name: MLPEncoder(hidden=(64,), dropout_rate=0.2) for name in modalities},
+            encoders={
+                name: MLPEncoder(
+                    hidden=(64,), dropout_rate=0.2, probabilistic=variant == "udml_official"
+                )
+                for name in modalities
+            },
             scheduler=scheduler(),
-            fusion=TransformerFusion() if variant == "transformer" else SumFusion(),
+            fusion=FUSION.get(variant, SumFusion)(),
             head=ClassificationHead(num_classes=10),
         ),
         data=Handwritten(modalities=modalities),
@@ -60,7 +98,11 @@ def get_config(variant: str = "udml") -> Config:
             }
         ),
         # Each view must also stand alone, in every variant.
-        objective=Supervised(unimodal_weight=1.0),
+        objective=OBJECTIVES.get(variant, Supervised)(unimodal_weight=1.0),
+        unseen={
+            name: (ImpulseNoise(means=statistics[name][0], deviations=statistics[name][1]),)
+            for name in modalities
+        },
         optimizer=AdamW(learning_rate=2e-3),
         num_steps=500,
         batch_size=64,

@@ -38,15 +38,18 @@ class Predictor:
         spec: modalities with the shape and dtype of one example, and the number of classes.
     """
 
-    def __init__(self, model: FusionModel, variables: PyTree, spec: DataSpec):
-        """Keep the model and its variables."""
+    def __init__(
+        self, model: FusionModel, variables: PyTree, spec: DataSpec, *, progress: float = 1.0
+    ):
+        """Keep the model and its variables, saved at this fraction of training."""
         self.spec = spec
         self._variables = variables
 
         def program(
             variables: PyTree, inputs: dict[str, Array], present: Array
         ) -> tuple[Array, Array]:
-            output = cast(ModelOutput, model.apply(variables, inputs, present, train=False))
+            output = model.apply(variables, inputs, present, train=False, progress=progress)
+            output = cast(ModelOutput, output)
             return jax.nn.softmax(output.prediction), output.fusion.weights
 
         self._program = jax.jit(program)
@@ -143,4 +146,5 @@ def load(workdir: str | Path, *, seed_index: int = 0, allow: Sequence[str] = ())
     config, spec, _ = load_config(workdir, allow=allow)
     state = restore_best(state_shapes(config, spec), workdir, seed_index)
     variables = jax.tree.map(jnp.asarray, {"params": state.params, **state.collections})
-    return Predictor(config.model, variables, spec)
+    progress = int(state.step) / config.num_steps
+    return Predictor(config.model, variables, spec, progress=progress)

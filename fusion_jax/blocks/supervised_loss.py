@@ -20,6 +20,7 @@ def supervised_loss(
     task: Any,
     loss_weights: Float[Array, " m"],
     unimodal_weight: float,
+    fused_weight: float = 1.0,
 ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
     """Loss of each row; see `fusion_jax.objectives.supervised.Supervised`.
 
@@ -29,6 +30,7 @@ def supervised_loss(
         task: gives the loss of a prediction.
         loss_weights: [M], from the balancer.
         unimodal_weight: factor of the unimodal losses, >= 0; with 0 they are not computed.
+        fused_weight: factor of the fused prediction's loss, >= 0.
 
     Returns:
         loss [B] and metrics (name -> [B]).
@@ -38,5 +40,5 @@ def supervised_loss(
     if unimodal_weight:
         each = unimodal_losses(output, batch, task=task)
         unimodal = jnp.sum(each * loss_weights[None, :], axis=-1)
-    loss = fused + unimodal_weight * unimodal + output.fusion.aux_loss
+    loss = fused_weight * fused + unimodal_weight * unimodal + output.fusion.aux_loss
     return loss, {"task_loss": fused, "scheduler_loss": output.fusion.aux_loss}

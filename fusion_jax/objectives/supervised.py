@@ -13,15 +13,18 @@ from fusion_jax.types import Batch, ModelOutput
 class Supervised:
     """Task loss of the fused prediction, plus weighted losses of each present modality alone.
 
-    loss_i = task(prediction_i) + unimodal_weight sum_{present m} loss_weights_m task(unimodal_im) +
-    aux_i
+    loss_i = fused_weight task(prediction_i) + unimodal_weight sum_{present m} loss_weights_m
+    task(unimodal_im) + aux_i
 
     Attributes:
+        fused_weight: factor of the fused prediction's loss, >= 0; with 0 each modality learns by
+            itself, and fusion is of finished predictions.
         unimodal_weight: factor of the unimodal losses, >= 0.
         views: the forward passes it needs; "corrupted" is the batch after the recipe's noise and
             modality dropout ("clean" would be the batch as loaded).
     """
 
+    fused_weight: float = 1.0
     unimodal_weight: float = 0.0
     views: tuple[str, ...] = ("corrupted",)
 
@@ -56,6 +59,7 @@ class Supervised:
             batch,
             task=task,
             loss_weights=loss_weights,
+            fused_weight=self.fused_weight,
             unimodal_weight=self.unimodal_weight,
         )
         return loss, state, metrics

@@ -19,6 +19,10 @@ def total(operator, params, names, tokens, pooled, gains):
     return sum(gains[n] * pooled[n] for n in pooled)
 
 
+def mean(operator, params, names, tokens, pooled, gains):
+    return np.mean([gains[n] * pooled[n] for n in pooled], axis=0)
+
+
 def pairs(source, pooled):
     found = [(s, t) for s in pooled for t in pooled if s != t and source in ("", s)]
     return found or [(n, n) for n in pooled]
@@ -114,6 +118,7 @@ def bottleneck(operator, params, names, tokens, pooled, gains):
 PLAIN = {
     "BottleneckFusion": bottleneck,
     "ConcatFusion": concat,
+    "MeanFusion": mean,
     "CrossAttentionFusion": cross_attention,
     "FiLMFusion": film,
     "GatedFusion": gated,
