@@ -1,5 +1,6 @@
 """What is done to a batch: corrupting its rows and dropping its modalities, keyed by example id."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -42,8 +43,13 @@ def _corrupt_blocks(
     # Keys travel as their numbers: filling up repeats a key, which typed keys refuse for good
     # reason.
     impl, numbers = jax.random.key_impl(keys), jax.random.key_data(keys)
-    num_rows = x.shape[0]
+    num_rows, shape = x.shape[0], x.shape[1:]
     padding = -num_rows % BLOCK
+
+    # Rows are flat at the fences, so that arithmetic on flat rows is not folded back into an
+    # innermost axis of few channels, which the compiler does not vectorise.
+    def flat_corruption(key: Array, row: Array, strength: Array) -> Array:
+        return corruption(key, row.reshape(shape), strength).reshape(-1)
 
     def in_blocks(values: Array) -> Array:
         filled = jnp.concatenate([values, jnp.repeat(values[:1], padding, axis=0)])
@@ -51,11 +57,13 @@ def _corrupt_blocks(
 
     def one_block(block: tuple[Array, Array, Array]) -> Array:
         key_data, rows, strength = jax.lax.optimization_barrier(block)
-        noisy = jax.vmap(corruption)(jax.random.wrap_key_data(key_data, impl=impl), rows, strength)
+        row_keys = jax.random.wrap_key_data(key_data, impl=impl)
+        noisy = jax.vmap(flat_corruption)(row_keys, rows, strength)
         return jax.lax.optimization_barrier(noisy)
 
-    blocks = jax.lax.map(one_block, (in_blocks(numbers), in_blocks(x), in_blocks(severity)))
-    noisy = blocks.reshape((-1, *x.shape[1:]))[:num_rows]
+    flat = x.reshape(num_rows, math.prod(shape))
+    blocks = jax.lax.map(one_block, (in_blocks(numbers), in_blocks(flat), in_blocks(severity)))
+    noisy = blocks.reshape((-1, *shape))[:num_rows]
     untouched = (severity == 0).reshape((-1,) + (1,) * (x.ndim - 1))
     return jnp.where(untouched, x, noisy)
 

@@ -3,13 +3,10 @@
 import dataclasses
 from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key, Shaped
 
-from fusion_jax.blocks.strength import TabledStrength, to_dtype_of
-from fusion_jax.errors import FusionError
+from fusion_jax.blocks.normal_noise import normal_noise
+from fusion_jax.blocks.strength import TabledStrength, numbers_of_entries, to_dtype_of
 
 
 @dataclasses.dataclass
@@ -50,19 +47,11 @@ class GaussianNoise(TabledStrength):
         Raises:
             FusionError: where `deviations` has another length than the last axis of x.
         """
-        noise = jax.random.normal(key, x.shape, jnp.float32)
-        return to_dtype_of(x + self.strength(severity) * self._deviation_like(x) * noise, x)
-
-    def _deviation_like(self, x: Shaped[Array, "..."]) -> Any:
-        """The standard deviation of each entry of x: one for all, or [..., C] to broadcast."""
-        if not self.deviations:
-            return self.deviation
-        if x.shape[-1:] != (len(self.deviations),):
-            raise FusionError(
-                f"Gaussian noise has {len(self.deviations)} deviations for an input of shape "
-                f"{x.shape}: give one for each entry of the last axis"
-            )
-        return np.asarray(self.deviations, np.float32).reshape((1,) * (x.ndim - 1) + (-1,))
+        deviation = numbers_of_entries(self.deviation, self.deviations, x, "deviations")
+        # Flat: along an innermost axis of few channels nothing would be vectorised.
+        flat = x.reshape(-1)
+        noise = normal_noise(key, flat.shape)
+        return to_dtype_of(flat + self.strength(severity) * deviation * noise, x).reshape(x.shape)
 
     @classmethod
     def example(cls) -> tuple["GaussianNoise", tuple[int, ...], str]:

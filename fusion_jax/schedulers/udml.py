@@ -137,7 +137,7 @@ def official_udml(**fields: Any) -> UDMLScheduler:
         PredictedNoise(mode="official", hidden=256, loss_weight=0.1),
         Dependence(mode="official"),
     )
-    released = {
+    released: dict[str, Any] = {
         "signals": signals,
         "exponents": (2.0, 1.0),
         "learned": False,
