@@ -336,7 +336,7 @@ def _p_values(
     num = next(iter(known.values())).shape[1]
     raw = dict(zip(known, seed_p_values([*known.values()], clusters, num=num), strict=True))
     unknown = sum(len(row) for row in differences.values()) - len(raw)
-    adjusted = dict(zip(raw, holm([*raw.values(), *[1.0] * unknown]), strict=False))
+    adjusted = dict(zip(raw, holm([*raw.values(), *[1.0] * unknown])[: len(raw)], strict=True))
     return {
         name: {
             endpoint: [raw[name, endpoint], adjusted[name, endpoint]]
