@@ -14,9 +14,13 @@ from jaxtyping import Float
 
 from fusion_jax.errors import FusionError
 from fusion_jax.evaluation.intervals import (
+    P_VALUE_BLOCKS,
+    RESAMPLES,
     bootstrap_weights,
+    holm,
     seed_drop_interval,
     seed_interval,
+    seed_p_values,
 )
 from fusion_jax.experiment_definition import Experiment, Run
 from fusion_jax.experiment_results import SCHEMA, Job, read_examples, unpack
@@ -38,9 +42,9 @@ class _Evaluated:
     labels: list[str]
     correct: Float[np.ndarray, "c n"]
 
-    def row(self, label: str) -> Float[np.ndarray, " n"]:
-        """Correctness under one condition."""
-        return self.correct[self.labels.index(label)]
+    def row(self, *labels: str) -> Float[np.ndarray, " n"]:
+        """Correctness under one condition, or its mean over several."""
+        return self.correct[[self.labels.index(label) for label in labels]].mean(axis=0)
 
     def without(self, modalities: set[str]) -> str | None:
         """Label of the condition without noise and without these modalities."""
@@ -64,11 +68,12 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         JSON-ready: the definition, how each run was made, and as [mean, low, high] the accuracies
         ("cells", in [0, 1]), the methods' differences from the reference ("differences"), the part
         of the clean accuracy that a missing modality takes ("drops", the field's PCR) and how far a
-        model trained without some modalities is ahead of a method that misses them ("alone").
+        model trained without some modalities is ahead of a method that misses them ("alone"). Where
+        the definition names endpoints and a method was run: these numbers of each ("endpoints").
 
     Raises:
-        FusionError: where nothing was run, records are missing or damaged, or runs were evaluated
-            on other examples or conditions.
+        FusionError: where nothing was run, records are missing or damaged, runs were evaluated on
+            other examples or conditions, or an endpoint has a pattern that matches no condition.
     """
     results = {job: job.read_result() for job in jobs}
     finished = {
@@ -91,6 +96,7 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
     }
     methods = {run.label: found[run.label] for run in experiment.runs if run.role == "method"}
     alone = {run.label: found[run.label] for run in experiment.runs if run.role == "alone"}
+    endpoints = _endpoints(experiment, found, examples.clusters, weights)
     return {
         "schema": SCHEMA,
         "name": experiment.name,
@@ -102,7 +108,7 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         "runs": {run.label: _describe(run, results) for run in experiment.runs},
         "strengths": _strengths(done.values()),
         "cells": {
-            label: {cell: _summary(seeds, cell, weights) for cell in _labels(seeds)}
+            label: {cell: _summary(_values(seeds, [cell]), weights) for cell in _labels(seeds)}
             for label, seeds in found.items()
         },
         "differences": {
@@ -114,6 +120,7 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         },
         "drops": {label: _drops(seeds, weights) for label, seeds in methods.items()},
         "alone": {label: _ahead(alone, seeds, weights) for label, seeds in methods.items()},
+        **({"endpoints": endpoints} if endpoints else {}),
     }
 
 
@@ -195,27 +202,41 @@ def _labels(seeds: Seeds) -> list[str]:
     return next(iter(seeds.values())).labels if seeds else []
 
 
-def _summary(
-    seeds: Seeds,
-    label: str,
-    weights: Float[np.ndarray, "r n"],
-    *,
-    minus: tuple[Seeds, str] | None = None,
-) -> list[float] | None:
-    """Mean and interval of the correctness, or of its difference over the seeds that both have."""
-    others, other = minus or (seeds, label)
+def _values(
+    seeds: Seeds, labels: Sequence[str], *, minus: tuple[Seeds, Sequence[str]] | None = None
+) -> Float[np.ndarray, "s n"] | None:
+    """Correctness by seed and example, a mean over conditions, or its difference from another.
+
+    None where no seed has both, or a run was not evaluated under all of its conditions.
+    """
+    others, others_labels = minus or (seeds, labels)
     common = sorted(seeds.keys() & others.keys())
-    if not common:
+    if not common or {*labels} - {*_labels(seeds)} or {*others_labels} - {*_labels(others)}:
         return None
-    rows = [seeds[seed].row(label) - (others[seed].row(other) if minus else 0) for seed in common]
-    values = np.stack(rows)
+    return np.stack(
+        [
+            seeds[seed].row(*labels) - (others[seed].row(*others_labels) if minus else 0)
+            for seed in common
+        ]
+    )
+
+
+def _summary(
+    values: Float[np.ndarray, "s n"] | None, weights: Float[np.ndarray, "r n"]
+) -> list[float] | None:
+    """Mean and interval of values by seed and example."""
+    if values is None:
+        return None
     return [float(values.mean(dtype=np.float64)), *seed_interval(values, weights)]
 
 
 def _differences(ours: Seeds, theirs: Seeds, weights: np.ndarray) -> dict[str, Any]:
     """One method minus another under the conditions that both met."""
     shared = [label for label in _labels(ours) if label in _labels(theirs)]
-    return {label: _summary(ours, label, weights, minus=(theirs, label)) for label in shared}
+    return {
+        label: _summary(_values(ours, [label], minus=(theirs, [label])), weights)
+        for label in shared
+    }
 
 
 def _drops(seeds: Seeds, weights: np.ndarray) -> dict[str, list[float]]:
@@ -254,5 +275,74 @@ def _ahead(alone: Mapping[str, Seeds], method: Seeds, weights: np.ndarray) -> di
         absent = set(given.result["data"]["modalities"]) - set(trained.result["data"]["modalities"])
         clean, missing = trained.without(set()), given.without(absent)
         if clean and missing:
-            ahead[f"{missing} ({label})"] = _summary(seeds, clean, weights, minus=(method, missing))
+            values = _values(seeds, [clean], minus=(method, [missing]))
+            ahead[f"{missing} ({label})"] = _summary(values, weights)
     return ahead
+
+
+def _endpoints(
+    experiment: Experiment,
+    found: Mapping[str, Seeds],
+    clusters: Mapping[str, np.ndarray],
+    weights: Float[np.ndarray, "r n"],
+) -> dict[str, Any]:
+    """Accuracies, differences and p-values of the endpoints; nothing before a method was run."""
+    methods = [run.label for run in experiment.runs if run.role == "method"]
+    labels = list(dict.fromkeys(label for name in methods for label in _labels(found[name])))
+    if not experiment.endpoints or not labels:
+        return {}
+    conditions = {one.label: one.conditions(labels) for one in experiment.endpoints}
+    reference = found[experiment.reference]
+    differences = {
+        f"{name} - {experiment.reference}": {
+            endpoint: _values(found[name], chosen, minus=(reference, chosen))
+            for endpoint, chosen in conditions.items()
+        }
+        for name in methods
+        if name != experiment.reference
+    }
+    return {
+        "patterns": {one.label: list(one.patterns) for one in experiment.endpoints},
+        "conditions": conditions,
+        "accuracies": {
+            name: {
+                endpoint: _summary(_values(seeds, chosen), weights)
+                for endpoint, chosen in conditions.items()
+            }
+            for name, seeds in found.items()
+        },
+        "differences": {
+            name: {endpoint: _summary(values, weights) for endpoint, values in row.items()}
+            for name, row in differences.items()
+        },
+        "p_values": _p_values(differences, clusters),
+        "resamples": RESAMPLES * P_VALUE_BLOCKS,
+    }
+
+
+def _p_values(
+    differences: Mapping[str, Mapping[str, Float[np.ndarray, "s n"] | None]],
+    clusters: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """[p, p adjusted over all comparisons] of each; one that was not run counts as p = 1."""
+    known = {
+        (name, endpoint): values
+        for name, row in differences.items()
+        for endpoint, values in row.items()
+        if values is not None
+    }
+    if not known:
+        return {name: dict.fromkeys(row) for name, row in differences.items()}
+    num = next(iter(known.values())).shape[1]
+    raw = dict(zip(known, seed_p_values([*known.values()], clusters, num=num), strict=True))
+    unknown = sum(len(row) for row in differences.values()) - len(raw)
+    adjusted = dict(zip(raw, holm([*raw.values(), *[1.0] * unknown])[: len(raw)], strict=True))
+    return {
+        name: {
+            endpoint: [raw[name, endpoint], adjusted[name, endpoint]]
+            if values is not None
+            else None
+            for endpoint, values in row.items()
+        }
+        for name, row in differences.items()
+    }

@@ -14,6 +14,14 @@
     config = "configs/av_mnist.py:image"
     role = "alone"                  # optional: a model of some of the modalities, trained alone
 
+    [endpoints]                     # optional: what the methods are tested on
+    inside = ["clean", "noise/*/0.2", "noise/*/0.4"]
+    beyond = ["noise/*/0.[68]", "noise/*/1"]
+
+An endpoint is the unweighted mean over the conditions whose label matches one of its patterns, as
+`fnmatch` reads them: "*" is any text, "/" included, "[68]" one of these characters, case counts.
+Name endpoints before the runs: the correction of their p-values counts no others.
+
 Paths of configuration files count from the folder that the program is started in. Nothing is
 trained, evaluated or written here.
 """
@@ -22,6 +30,7 @@ import dataclasses
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,6 +51,7 @@ _FIELDS = {
     "reference": str,
     "overrides": list,
     "runs": dict,
+    "endpoints": dict,
 }
 _RUN_FIELDS = {"config": str, "overrides": list, "role": str}
 _TYPES: dict[type, str] = {str: "string", list: "list", dict: "table"}
@@ -100,6 +110,33 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """A mean over conditions on which the methods are compared with the reference.
+
+    Attributes:
+        label: its name in tables.
+        patterns: of the labels of its conditions.
+    """
+
+    label: str
+    patterns: tuple[str, ...]
+
+    def conditions(self, labels: Sequence[str]) -> list[str]:
+        """Those of the labels that match a pattern, each once and in their order.
+
+        Raises:
+            FusionError: for a pattern that none matches.
+        """
+        for pattern in self.patterns:
+            if not any(fnmatchcase(label, pattern) for label in labels):
+                raise FusionError(
+                    f"endpoints.{self.label}: {pattern!r} matches no condition: there are "
+                    f"{', '.join(labels)}"
+                )
+        return [label for label in labels if any(fnmatchcase(label, p) for p in self.patterns)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Runs to compare.
 
@@ -110,6 +147,7 @@ class Experiment:
         seeds: of training; every run is trained once for each.
         reference: label of the method that the other methods are compared with.
         runs: in the order of the table's columns.
+        endpoints: in the order of the table's rows.
     """
 
     path: str
@@ -118,6 +156,7 @@ class Experiment:
     seeds: tuple[int, ...]
     reference: str
     runs: tuple[Run, ...]
+    endpoints: tuple[Endpoint, ...] = ()
 
 
 def read_experiment(path: str | Path) -> Experiment:
@@ -134,7 +173,7 @@ def read_experiment(path: str | Path) -> Experiment:
         ) from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
         raise FusionError(f"{path} cannot be read: {first_line(error)}") from error
-    _check_fields(str(path), tree, _FIELDS, optional=("overrides",))
+    _check_fields(str(path), tree, _FIELDS, optional=("overrides", "endpoints"))
     common = _read_overrides(str(path), tree)
     seeds = tree["seeds"]
     if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
@@ -152,7 +191,18 @@ def read_experiment(path: str | Path) -> Experiment:
             f"{path}: reference is {tree['reference']!r}: it must be a run with role 'method', "
             f"one of {methods}"
         )
-    return Experiment(str(path), tree["name"], tree["title"], tuple(seeds), tree["reference"], runs)
+    return Experiment(
+        path=str(path),
+        name=tree["name"],
+        title=tree["title"],
+        seeds=tuple(seeds),
+        reference=tree["reference"],
+        runs=runs,
+        endpoints=tuple(
+            _read_endpoint(f"{path}: endpoints.{label}", label, patterns)
+            for label, patterns in tree.get("endpoints", {}).items()
+        ),
+    )
 
 
 def _read_run(where: str, label: str, tree: Any, common: tuple[str, ...]) -> Run:
@@ -168,6 +218,18 @@ def _read_run(where: str, label: str, tree: Any, common: tuple[str, ...]) -> Run
     return Run(label, tree["config"], overrides, role)
 
 
+def _read_endpoint(where: str, label: str, patterns: Any) -> Endpoint:
+    """One entry of [endpoints]."""
+    _check_name(where, label, "a row of tables")
+    good = isinstance(patterns, list) and all(isinstance(p, str) and p for p in patterns)
+    if not good or not patterns:
+        raise FusionError(
+            f"{where} is {patterns!r}: list patterns of conditions, such as "
+            '["clean", "noise/*/0.4"]'
+        )
+    return Endpoint(label, tuple(patterns))
+
+
 def _read_overrides(where: str, tree: Mapping[str, Any]) -> tuple[str, ...]:
     """The "field=value" entries of a table."""
     overrides = tree.get("overrides", [])
@@ -180,11 +242,11 @@ def _read_overrides(where: str, tree: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(overrides)
 
 
-def _check_name(where: str, name: str) -> None:
+def _check_name(where: str, name: str, named: str = "files") -> None:
     """Names become files and folders."""
     if not _SAFE.fullmatch(name):
         raise FusionError(
-            f"{where} is {name!r}: it names files, so use letters, digits, '_', '-' and '.', "
+            f"{where} is {name!r}: it names {named}, so use letters, digits, '_', '-' and '.', "
             "with a letter or digit first"
         )
 

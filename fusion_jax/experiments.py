@@ -16,6 +16,7 @@ import shlex
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +25,7 @@ from absl import flags
 
 from fusion_jax import cli
 from fusion_jax.config import Config, read_json, to_tree, write_json
-from fusion_jax.errors import FusionError, Stopped, writing
+from fusion_jax.errors import FusionError, Stopped, first_line, writing
 from fusion_jax.evaluate import evaluate
 from fusion_jax.evaluation.tables import render_tables
 from fusion_jax.experiment_collect import collect
@@ -35,6 +36,7 @@ from fusion_jax.training.loop import train
 
 # What result files keep of a log.
 CURVES = ("unimodal_accuracy/", "update_scale/", "balancer/", "validation/")
+TRACEBACK = "traceback.txt"  # in the folder of a run
 ACTIONS = ("run", "list", "collect", "table")
 
 
@@ -47,7 +49,7 @@ def run_jobs(jobs: Sequence[Job], *, allow: Sequence[str] = ()) -> dict[Job, str
 
     Returns:
         The error of each that failed; its result file holds it too, and it is tried again next
-        time.
+        time. Of an error that is no FusionError the folder of the run keeps the traceback.
 
     Raises:
         FusionError: before anything is done, where a configuration is wrong or another one than
@@ -82,7 +84,7 @@ def _checked_configs(jobs: Sequence[Job]) -> dict[Job, Config]:
 
 
 def _run_job(job: Job, config: Config, allow: Sequence[str]) -> dict[str, Any]:
-    """Train, evaluate, and the content of the result file."""
+    """Train, evaluate, and the content of the result file, of a failure too."""
     result = {
         "schema": SCHEMA,
         "run": job.run.label,
@@ -92,21 +94,31 @@ def _run_job(job: Job, config: Config, allow: Sequence[str]) -> dict[str, Any]:
     }
     resumed = (job.folder / "config.json").exists()
     print(f"{job}: {'goes on' if resumed else 'starts'}", flush=True)
-    start = time.monotonic()
+    (job.folder / TRACEBACK).unlink(missing_ok=True)
     cli.use_compilation_cache(config.compilation_cache)
     try:
-        train(config, job.folder)
-        report = evaluate(job.folder, data=config.data, allow=allow)
-        correct = keep_records(job, report["data"]["split"])
+        return result | {"status": "done"} | _outcome(job, config, allow, resumed=resumed)
+    except Stopped:
+        raise
     except FusionError as error:
         line = " ".join(str(error).split())
-        print(f"{job}: failed: {line}", flush=True)
-        return result | {"status": "failed", "error": line}
+    # Whatever a library or a configuration's own class raises: the other runs can still be done.
+    except Exception as error:
+        line = _keep_traceback(job, error)
+    print(f"{job}: failed: {line}", flush=True)
+    return result | {"status": "failed", "error": line}
+
+
+def _outcome(job: Job, config: Config, allow: Sequence[str], *, resumed: bool) -> dict[str, Any]:
+    """Train, evaluate, and what a result file says of both."""
+    start = time.monotonic()
+    train(config, job.folder)
+    report = evaluate(job.folder, data=config.data, allow=allow)
+    correct = keep_records(job, report["data"]["split"])
     seconds = time.monotonic() - start
     since = " since it was resumed" if resumed else ""
     print(f"{job}: done in {seconds / 60:.1f} min{since}", flush=True)
-    return result | {
-        "status": "done",
+    return {
         **{key: report["run"][key] for key in ("commit", "hardware", "versions")},
         # What an interrupted run took before is not known.
         "seconds": None if resumed else round(seconds, 1),
@@ -116,6 +128,16 @@ def _run_job(job: Job, config: Config, allow: Sequence[str]) -> dict[str, Any]:
         **{key: report[key] for key in ("data", "training_severity")},
         "cells": report["cells"] + report["joint"],
     }
+
+
+def _keep_traceback(job: Job, error: Exception) -> str:
+    """Write the traceback of an error that is not ours into the job's folder; the error's line."""
+    path = job.folder / TRACEBACK
+    with writing(f"cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(traceback.format_exception(error)))
+    line = " ".join(first_line(error).split())
+    return f"{type(error).__name__}: {line}; the traceback is in {path}"
 
 
 def learning_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

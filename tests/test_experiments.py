@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from fusion_jax.config import to_tree
-from fusion_jax.errors import FusionError
-from fusion_jax.evaluation.intervals import bootstrap_weights, seed_interval
+from fusion_jax.errors import FusionError, Stopped
+from fusion_jax.evaluation.intervals import bootstrap_weights, seed_interval, seed_p_values
 from fusion_jax.evaluation.tables import render_tables
 from fusion_jax.experiment_collect import collect
-from fusion_jax.experiment_definition import Run, read_experiment
+from fusion_jax.experiment_definition import Endpoint, Run, read_experiment
 from fusion_jax.experiment_results import (
     changed_field,
     examples_path,
@@ -57,6 +57,8 @@ def test_results_are_those_of_the_definition(path):
         (label, run["config"], run["overrides"], run["role"])
         for label, run in result["runs"].items()
     ]
+    named = {one.label: list(one.patterns) for one in experiment.endpoints}
+    assert result.get("endpoints", {}).get("patterns", {}) == named
 
 
 @pytest.mark.parametrize("path", DEFINITIONS, ids=lambda path: path.stem)
@@ -148,8 +150,13 @@ def test_overrides_reach_their_own_run_alone(define):
         ('"num_steps=7"', '"--config.num_steps=7"', "must read 'field=value'"),
         ('"num_steps=7"', '"seed=7"', "overrides seed: seeds are listed once"),
         ("[runs.udml]", "[runs.udml", "cannot be read"),
+        ("[runs.udml]", '[endpoints]\n"a|b" = ["clean"]\n[runs.udml]', "it names a row of tables"),
+        ("[runs.udml]", "[endpoints]\nall = []\n[runs.udml]", "list patterns of conditions"),
+        ("[runs.udml]", '[endpoints]\nall = "*"\n[runs.udml]', "endpoints.all is '*': list"),
+        ("[runs.udml]", "[endpoints]\nall = [0.4]\n[runs.udml]", "list patterns of conditions"),
+        ('title = "Tiny"', 'title = "Tiny"\nendpoints = ["*"]', "it must be a table"),
     ],
-    ids=lambda value: value[:20],
+    ids=lambda value: value[-20:],
 )
 def test_wrong_definitions_are_refused_in_one_line(old, new, expected, define):
     assert GOOD.count(old) == 1
@@ -335,6 +342,133 @@ def test_table_of_a_run_without_any_seed(evaluated):
     assert "Differences" not in page  # There is nothing to compare with.
 
 
+# Endpoints
+
+ENDPOINTS = (Endpoint("inside", ("clean", "noise/*/[12]", "clean*")), Endpoint("gone", ("miss*",)))
+
+
+def test_conditions_of_an_endpoint_match_a_pattern_and_count_once():
+    labels = ["clean", "noise/audio/0.4", "noise/image/0.8", "joint/audio/0.4+image/0.8", "mixed/1"]
+    for patterns, expected in [
+        (("clean",), [0]),
+        (("noise/*/0.[68]", "noise/*", "clean"), [0, 1, 2]),
+        (("*/0.8",), [2, 3]),  # "*" is any text
+        (("*0.4*",), [1, 3]),
+        (("*",), [0, 1, 2, 3, 4]),
+    ]:
+        assert Endpoint("a", patterns).conditions(labels) == [labels[i] for i in expected]
+    for pattern in ("Clean", "noise", "mixed/0.[68]"):
+        with pytest.raises(FusionError) as caught:
+            Endpoint("a", ("clean", pattern)).conditions(labels)
+        assert str(caught.value).startswith(f"endpoints.a: {pattern!r} matches no condition: there")
+        assert "\n" not in str(caught.value)
+
+
+def test_endpoints_are_read_and_used(evaluated, define):
+    _, jobs, _ = evaluated
+    text = '[endpoints]\ninside = ["clean", "noise/*/1"]\nbeyond = ["noise/*/0.[68]"]\n[runs.udml]'
+    experiment = define(GOOD.replace("[runs.udml]", text))
+    assert experiment.endpoints == (
+        Endpoint("inside", ("clean", "noise/*/1")),
+        Endpoint("beyond", ("noise/*/0.[68]",)),
+    )
+    with pytest.raises(FusionError, match=r"endpoints\.beyond: 'noise/\*/0\.\[68\]' matches no"):
+        collect(experiment, list(jobs.values()))
+
+
+def test_endpoints_are_means_over_conditions(evaluated):
+    experiment, jobs, arrays = evaluated
+    without = collect(experiment, list(jobs.values()))
+    experiment = dataclasses.replace(experiment, endpoints=ENDPOINTS)
+    result = json.loads(json.dumps(collect(experiment, list(jobs.values()))))
+    found = result.pop("endpoints")
+    assert result == json.loads(json.dumps(without))
+    assert found["conditions"] == {
+        "inside": ["clean", "noise/image/1"],
+        "gone": ["missing/audio", "missing/image"],
+    }
+    clusters = {"speaker": np.arange(NUM) // 4, "digit": np.arange(NUM) % 7}
+    weights = bootstrap_weights(clusters, num=NUM)
+
+    def check(found, values):
+        assert found[0] == pytest.approx(values.mean(), abs=1e-7)
+        assert found[1:] == pytest.approx(seed_interval(values, weights), abs=1e-6)
+
+    raw = {}
+    for name, rows in [("inside", [0, 1]), ("gone", [2, 3])]:
+        both = [arrays["udml", seed][rows].mean(axis=0) for seed in (0, 1)]
+        check(found["accuracies"]["udml"][name], np.stack(both))
+        # Seed 0 alone was run with both methods.
+        paired = arrays["udml", 0][rows].mean(axis=0) - arrays["static", 0][rows].mean(axis=0)
+        check(found["differences"]["udml - static"][name], paired[None])
+        (raw[name],) = seed_p_values([paired[None]], clusters, num=NUM)
+    check(found["accuracies"]["image"]["inside"], arrays["image", 0][:2].mean(axis=0)[None])
+    assert found["accuracies"]["image"]["gone"] is None  # It has no such condition.
+    assert list(found["differences"]) == ["udml - static"] == list(found["p_values"])
+    low, high = sorted(raw.values())
+    adjusted = {low: min(1, 2 * low), high: max(high, min(1, 2 * low))}  # Holm, of two
+    for name, value in raw.items():
+        expected = [value, adjusted[value]]
+        assert found["p_values"]["udml - static"][name] == pytest.approx(expected)
+    assert found["resamples"] == 10_000
+
+
+@pytest.fixture
+def three_methods(define, tmp_path):
+    """static, one that is right where static is wrong, and one that was not run."""
+    runs = tuple(Run(name, "configs/av_digits.py:static") for name in ("better", "static", "later"))
+    experiment = dataclasses.replace(define(), runs=runs, endpoints=ENDPOINTS, seeds=(0, 1))
+    jobs = jobs_of(experiment, tmp_path)
+    for job in jobs:
+        values = np.zeros((4, NUM), np.float32)
+        values[:2, :4] = 1
+        values[2:, ::2] = 1
+        if job.run.label == "better":
+            values[:2, : NUM - 2] = 1
+        if job.run.label != "later":
+            finish(job, correct=values)
+    return experiment, jobs
+
+
+def test_table_of_endpoints_tells_what_is_certain(three_methods):
+    experiment, jobs = three_methods
+    page = render_tables(collect(experiment, jobs))
+    assert page.index("## Endpoints, named") < page.index("## All conditions")
+    assert "* inside: clean, noise/image/1\n* gone: missing/audio, missing/image\n" in page
+    accuracies, differences = table_cells(page, "inside")
+    assert accuracies[0].startswith("95.00 [") and accuracies[1].startswith("10.00 [")
+    assert accuracies[2] == "not run"
+    # No resample is at or below 0: p = 2 / 10001, times 4, since later - static counts as well.
+    assert differences[0].startswith("**85.00 [") and differences[0].endswith("]**, p = 0.0008")
+    assert differences[1] == "not run"
+    # The same examples are right under the other conditions.
+    _, differences = table_cells(page, "gone")
+    assert differences == ["0.00 [0.00, 0.00], p = 1.0000", "not run"]
+    sentence = "p is two-sided, from 10000 resamples of seeds x digit x speaker, and adjusted by"
+    assert f"{sentence} Holm's method for the 4 differences of this table" in page
+    for line in page.splitlines():
+        assert "| |" not in line and "||" not in line, line
+
+
+def test_endpoints_wait_for_a_method(evaluated):
+    experiment, jobs, _ = evaluated
+    experiment = dataclasses.replace(experiment, endpoints=ENDPOINTS)
+    # Without the reference there are accuracies, and no comparison.
+    for seed in (0, 4):
+        jobs["static", seed].result.unlink()
+    result = collect(experiment, list(jobs.values()))
+    assert result["endpoints"]["p_values"] == {"udml - static": {"inside": None, "gone": None}}
+    page = render_tables(result)
+    accuracies, differences = table_cells(page, "gone")
+    assert "[" in accuracies[0] and accuracies[1:] == ["not run", "not run"]
+    assert differences == ["not run"]
+    # A model that was trained alone does not say which conditions there are.
+    for seed in (0, 1):
+        jobs["udml", seed].result.unlink()
+    result = collect(experiment, list(jobs.values()))
+    assert "endpoints" not in result and "Endpoints" not in render_tables(result)
+
+
 def test_nothing_is_collected_from_nothing(define, tmp_path):
     experiment = define()
     with pytest.raises(FusionError, match="has no result yet"):
@@ -509,6 +643,65 @@ def test_a_damaged_result_is_refused(define, tmp_path):
         run_jobs([job])
 
 
+# Runs that fail in other ways
+
+FAILING = """
+import dataclasses
+import runpy
+
+from fusion_jax.errors import FusionError, Stopped
+
+
+@dataclasses.dataclass
+class Data:
+    def source(self, split):
+        raise KIND("no such\\nthing")
+
+
+def get_config():
+    config = runpy.run_path("configs/av_digits.py")["get_config"]()
+    return dataclasses.replace(config, data=Data())
+"""
+
+
+@pytest.fixture
+def failing(define, tmp_path):
+    """Two runs; reading the data of the first raises what is asked for, the second is refused."""
+
+    def make(kind):
+        path = tmp_path / "failing.py"
+        path.write_text(FAILING.replace("KIND", kind))
+        wrong = Run("wrong", "configs/av_digits.py:static", ("data.modalities=('image',)",))
+        runs = (Run("failing", str(path)), wrong)
+        return jobs_of(dataclasses.replace(define(), runs=runs, seeds=(0,)), tmp_path)
+
+    return make
+
+
+def test_an_unforeseen_error_leaves_its_traceback_and_the_others_run(failing, capsys):
+    jobs = failing("ZeroDivisionError")
+    errors = run_jobs(jobs)
+    path = jobs[0].folder / "traceback.txt"
+    line = f"ZeroDivisionError: no such; the traceback is in {path}"
+    assert list(errors) == jobs and errors[jobs[0]] == line
+    assert f"failing seed 0: failed: {line}" in capsys.readouterr().out
+    assert 'raise ZeroDivisionError("no such' in path.read_text()
+    result = jobs[0].read_result()
+    assert (result["status"], result["error"]) == ("failed", line)
+    # What the library foresees needs no traceback, and an old one is not left behind.
+    assert not (jobs[1].folder / "traceback.txt").exists()
+    jobs = failing("FusionError")
+    assert run_jobs(jobs)[jobs[0]] == "no such thing" and not path.exists()
+
+
+@pytest.mark.parametrize("kind", [Stopped, KeyboardInterrupt])
+def test_what_stops_a_run_stops_the_queue(kind, failing):
+    jobs = failing(kind.__name__)
+    with pytest.raises(kind):
+        run_jobs(jobs)
+    assert not any(job.result.exists() for job in jobs)
+
+
 # Real processes, killed, stopped and failing
 
 TINY = """
@@ -620,6 +813,25 @@ def test_a_failing_run_is_reported_and_the_others_finish(uninterrupted):
     )
     report = json.loads((uninterrupted.folder / "runs/tiny/udml/seed_0/report.json").read_text())
     assert udml["cells"] == report["cells"] and udml["seconds"] > 0
+
+
+@pytest.mark.slow
+def test_an_unforeseen_error_gives_the_same_exit_status(tmp_path, program_environment):
+    runner = Runner(tmp_path / "failing", program_environment | {"PYTHONPATH": str(ROOT)})
+    config = runner.folder / "failing.py"
+    config.write_text(FAILING.replace("KIND", "ZeroDivisionError"))
+    text = runner.definition.read_text().replace("configs/av_digits.py:udml", str(config))
+    runner.definition.write_text(text)
+    status, out, errors = runner("run", "--seeds=0", "--only=udml,broken")
+    assert status == 1 and "broken seed 0: failed: the model's modalities" in out
+    assert [line.split(": ")[:3] for line in errors] == [
+        ["failed", "udml seed 0", "ZeroDivisionError"],
+        [
+            "failed",
+            "broken seed 0",
+            "the model's modalities are ['audio', 'image'], the data's ['image']",
+        ],
+    ]
 
 
 @pytest.mark.slow

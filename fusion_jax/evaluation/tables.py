@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 NOT_RUN = "not run"
+SIGNIFICANT = 0.05
 SCALES = (
     "Mean scale that the balancer gave each encoder over training: of the finished update, or, "
     "where the run says so, of the gradient before the optimiser:"
@@ -35,6 +36,7 @@ def render_tables(result: Mapping[str, Any]) -> str:
         f"'{NOT_RUN}' stands where a run has no result: it was not trained yet, or lacks the input "
         "that the condition is about.",
         "",
+        *_endpoints(result),
         *_rows(result["cells"], result["strengths"], first=("seeds run", _seeds(result))),
     ]
     if any(result["differences"].values()):
@@ -72,6 +74,61 @@ def render_tables(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", *_made(result), ""])
 
 
+def _endpoints(result: Mapping[str, Any]) -> list[str]:
+    """The section on what was named to be tested, and the heading of what comes after it."""
+    endpoints = result.get("endpoints")
+    if not endpoints:
+        return []
+    lines = [
+        "## Endpoints, named before the runs",
+        "",
+        "Each is the unweighted mean over its conditions:",
+        "",
+        *(f"* {name}: {', '.join(labels)}" for name, labels in endpoints["conditions"].items()),
+        "",
+        *_rows(endpoints["accuracies"], {}, head="endpoint"),
+    ]
+    if endpoints["differences"]:
+        lines += [
+            "",
+            "Differences in points, paired by example and by the seeds that both runs have:",
+            "",
+            *_tested_rows(endpoints),
+            "",
+            _tested(result),
+        ]
+    return [*lines, "", "## All conditions", ""]
+
+
+def _tested(result: Mapping[str, Any]) -> str:
+    """How p-values were made, in a sentence."""
+    endpoints = result["endpoints"]
+    count = sum(len(row) for row in endpoints["p_values"].values())
+    return (
+        f"p is two-sided, from {endpoints['resamples']} resamples of "
+        f"{' x '.join(['seeds', *(result['clusters'] or ['examples'])])}, and adjusted by Holm's "
+        f"method for the {count} differences of this table (one that was not run counts as "
+        f"p = 1); below {SIGNIFICANT} the difference is in bold; where a few seeds differ more "
+        "than the examples do, p is too small."
+    )
+
+
+def _tested_rows(endpoints: Mapping[str, Any]) -> list[str]:
+    """Endpoints by row, differences with adjusted p by column."""
+    columns = endpoints["differences"]
+    rows = [_row("endpoint", columns), "|---" * (len(columns) + 1) + "|"]
+    for endpoint in endpoints["conditions"]:
+        cells = []
+        for name, differences in columns.items():
+            cell, found = _interval(differences[endpoint]), endpoints["p_values"][name][endpoint]
+            if found:
+                _, adjusted = found
+                cell = f"{f'**{cell}**' if adjusted < SIGNIFICANT else cell}, p = {adjusted:.4f}"
+            cells.append(cell)
+        rows.append(_row(endpoint, cells))
+    return rows
+
+
 def _trained(runs: Mapping[str, Any]) -> str:
     """Up to which severity was trained, in a sentence."""
     known = {label: run["training_severity"] for label, run in runs.items() if run["made"]}
@@ -96,9 +153,10 @@ def _rows(
     strengths: Mapping[str, str],
     *,
     first: tuple[str, Sequence[str]] | None = None,
+    head: str = "condition",
 ) -> list[str]:
-    """A table in percent, one column per run and one row per condition."""
-    rows = [_row("condition", columns), "|---" * (len(columns) + 1) + "|"]
+    """A table in percent, one column per run and one row per condition (or other `head`)."""
+    rows = [_row(head, columns), "|---" * (len(columns) + 1) + "|"]
     if first:
         rows.append(_row(*first))
     for label in dict.fromkeys(label for column in columns.values() for label in column):

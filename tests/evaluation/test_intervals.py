@@ -1,10 +1,21 @@
-"""Bootstrap intervals: what is resampled together, and whether they cover."""
+"""Bootstrap: what is resampled together, whether intervals cover, and how often p errs."""
+
+import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, ttest_1samp
 
-from fusion_jax.evaluation.intervals import bootstrap_weights, interval, seed_interval
+from fusion_jax.errors import FusionError
+from fusion_jax.evaluation.intervals import (
+    bootstrap_weights,
+    holm,
+    interval,
+    p_value,
+    seed_interval,
+    seed_means,
+    seed_p_values,
+)
 
 
 def width(pair):
@@ -132,3 +143,121 @@ def test_seed_interval_is_the_same_every_time():
     weights = bootstrap_weights({}, num=30)
     assert seed_interval(values, weights) == seed_interval(values, weights)
     assert seed_interval(values, weights, seed=1) != seed_interval(values, weights)
+
+
+# p-values and their correction
+
+
+@pytest.mark.parametrize(
+    ("means", "expected"),
+    [
+        ([-1, -2] + [1] * 17, 2 * (2 + 1) / (19 + 1)),
+        ([1, 2] + [-1] * 17, 2 * (2 + 1) / (19 + 1)),
+        ([1] * 19, 2 / 20),  # never 0
+        ([0] * 19, 1),  # ties are on both sides
+        ([0] * 4 + [1] * 15, 2 * (4 + 1) / (19 + 1)),
+        ([-1] * 10 + [1] * 9, 1),  # 2 * (9 + 1) / 20
+        ([], 1),
+    ],
+)
+def test_p_value_by_hand(means, expected):
+    assert p_value(np.array(means, float)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.05, 0.1])
+def test_p_values_of_many_examples_are_those_of_a_t_test(shift):
+    # The bootstrap divides by n in the variance, t by n - 1: no difference at n = 400.
+    values = np.random.default_rng(3).normal(size=400) + shift
+    (found,) = seed_p_values([values[None]], {}, num=400, blocks=5)
+    # 5000 resamples: five standard errors of twice a share p / 2.
+    expected = ttest_1samp(values, 0).pvalue
+    assert found == pytest.approx(expected, abs=5 * np.sqrt(2 * expected / 5000) + 0.01)
+
+
+def test_p_values_have_more_resamples_than_intervals_and_their_own_number_of_seeds():
+    generator = np.random.default_rng(0)
+    clusters = {"recording": np.arange(24) // 2}
+    values = [generator.normal(size=(3, 24)) + 0.3, np.ones((2, 24))]
+    expected = [
+        p_value(
+            np.concatenate(
+                [
+                    seed_means(one, bootstrap_weights(clusters, num=24, seed=block), seed=block)
+                    for block in (4, 5)
+                ]
+            )
+        )
+        for one in values
+    ]
+    assert seed_p_values(values, clusters, num=24, seed=4, blocks=2) == expected
+    assert expected[1] == pytest.approx(2 / 2001) and expected[0] > expected[1]
+
+
+def null_p_values(num_seeds, spread, num_sets=400):
+    """p-values where there is no difference: recordings of 4 examples, seeds apart by `spread`.
+
+    The mean over the examples has a standard error of 0.042 through its recordings.
+    """
+    generator = np.random.default_rng(0)
+    weights = bootstrap_weights({"recording": np.arange(200) // 4}, num=200)
+    found = []
+    for _ in range(num_sets):
+        values = np.repeat(generator.normal(size=(1, 50)), 4, axis=1)
+        values = values + generator.normal(size=(num_seeds, 200))
+        values = 0.3 * values + spread * generator.normal(size=(num_seeds, 1))
+        found.append(p_value(seed_means(values, weights)))
+    return np.array(found)
+
+
+@pytest.mark.parametrize(("num_seeds", "spread"), [(1, 0.0), (3, 0.02), (5, 0.02)])
+def test_p_values_are_about_uniform_where_there_is_no_difference(num_seeds, spread):
+    found = null_p_values(num_seeds, spread)
+    # Standard errors over 400 data sets: 0.011 at 0.05, 0.02 at 0.2, 0.025 at 0.5.
+    assert 0.02 <= np.mean(found <= 0.05) <= 0.1
+    assert 0.14 <= np.mean(found <= 0.2) <= 0.28
+    assert 0.42 <= np.mean(found <= 0.5) <= 0.6
+
+
+@pytest.mark.parametrize(("num_seeds", "rate"), [(3, 1 / 4), (5, 1 / 6), (10, 1 / 11)])
+def test_few_seeds_that_differ_much_make_p_too_small(num_seeds, rate):
+    # The rates that the docstring of `p_value` gives; standard error 0.02.
+    found = null_p_values(num_seeds, spread=0.5)
+    assert np.mean(found <= 0.05) == pytest.approx(rate, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("p_values", "expected"),
+    [
+        # In order: 4 x 0.005, 3 x 0.01, 2 x 0.03, and 0.04, which may not be below 0.06.
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.5, 0.75], [1, 1]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([0.3], [0.3]),
+        ([], []),
+    ],
+)
+def test_holm_by_hand(p_values, expected):
+    assert holm(p_values) == pytest.approx(expected)
+
+
+def test_holm_is_the_closed_test_of_bonferroni():
+    # By definition: the largest p of Bonferroni over all the sets of comparisons with this one.
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        p_values = generator.uniform(size=5) ** 3
+        expected = [
+            max(
+                min(1, len(chosen) * min(p_values[list(chosen)]))
+                for size in range(1, 6)
+                for chosen in itertools.combinations(range(5), size)
+                if index in chosen
+            )
+            for index in range(5)
+        ]
+        assert holm(list(p_values)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.1, float("nan")])
+def test_holm_refuses_what_is_no_p_value(wrong):
+    with pytest.raises(FusionError, match=f"a p-value is {wrong}: give values in"):
+        holm([0.5, wrong])
