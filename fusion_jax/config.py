@@ -35,6 +35,8 @@ class Recipe:
         noise_rate: probability that a modality of an example is corrupted, independently, in [0,
             1].
         max_severity: severities of corrupted modalities are uniform in (0, max_severity].
+        severities: the grid that they are drawn from instead, each with the same probability, each
+            in (0, max_severity]; () for none.
         noise_start: fraction of training before which nothing is corrupted, in [0, 1): the first of
             two stages; modality dropout acts from the first step.
         modality_dropout: probability that a present modality is dropped, per example and modality,
@@ -44,6 +46,7 @@ class Recipe:
     corruptions: dict[str, Any] = dataclasses.field(default_factory=dict)
     noise_rate: float = 0.5
     max_severity: float = 0.4
+    severities: tuple[float, ...] = ()
     noise_start: float = 0.0
     modality_dropout: float = 0.2
 
@@ -148,6 +151,12 @@ class Config:
                 raise FusionError(
                     f"config.recipe.{name} is {getattr(self.recipe, name)}: it must lie in [0, 1]"
                 )
+        limit = self.recipe.max_severity
+        if not all(0 < severity <= limit for severity in self.recipe.severities):
+            raise FusionError(
+                f"config.recipe.severities is {self.recipe.severities}: each must lie in "
+                f"(0, {limit}], above 0 and up to config.recipe.max_severity"
+            )
         if not all(0 < severity <= 1 for severity in self.evaluation_severities):
             raise FusionError("config.evaluation_severities must lie in (0, 1]")
         fields = {"recipe.corruptions": self.recipe.corruptions, "unseen": self.unseen}

@@ -59,13 +59,12 @@ def _corrupt_blocks(
         key_data, rows, strength = jax.lax.optimization_barrier(block)
         row_keys = jax.random.wrap_key_data(key_data, impl=impl)
         noisy = jax.vmap(flat_corruption)(row_keys, rows, strength)
+        noisy = jnp.where((strength == 0)[:, None], rows, noisy)
         return jax.lax.optimization_barrier(noisy)
 
     flat = x.reshape(num_rows, math.prod(shape))
     blocks = jax.lax.map(one_block, (in_blocks(numbers), in_blocks(flat), in_blocks(severity)))
-    noisy = blocks.reshape((-1, *shape))[:num_rows]
-    untouched = (severity == 0).reshape((-1,) + (1,) * (x.ndim - 1))
-    return jnp.where(untouched, x, noisy)
+    return blocks.reshape((-1, *shape))[:num_rows]
 
 
 def drop_modalities(

@@ -7,7 +7,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from fusion_jax.axes import count, mean_share, psum, total
 from fusion_jax.balancing.scale_by_modality import SITES
@@ -223,10 +223,10 @@ def _corrupt_modality(
     """Corrupted input of one modality and the noise levels [B] that were injected."""
     corruption = recipe.corruptions[modality]
     keys = example_keys(stream(state.key, "severity", modality, state.step), batch.example_id)
-    severity = jax.vmap(lambda key: jax.random.uniform(stream(key, "value")))(keys)
+    severity = jax.vmap(lambda key: _draw_severity(stream(key, "value"), recipe))(keys)
     noisy = jax.vmap(lambda key: jax.random.bernoulli(stream(key, "coin"), recipe.noise_rate))(keys)
     noisy &= progress >= recipe.noise_start
-    severity = jnp.where(noisy, recipe.max_severity * (1 - severity), 0)
+    severity = jnp.where(noisy, severity, 0)
     noise_keys = example_keys(
         stream(state.key, "corruption", modality, state.step), batch.example_id
     )
@@ -234,6 +234,14 @@ def _corrupt_modality(
         corruption, batch.inputs[modality], keys=noise_keys, severity=severity
     )
     return corrupted, corruption.noise_level(severity)
+
+
+def _draw_severity(key: Key[Array, ""], recipe: Recipe) -> Float[Array, ""]:
+    """A severity of the recipe's grid, or of all in (0, max_severity]."""
+    if not recipe.severities:
+        return recipe.max_severity * (1 - jax.random.uniform(key))
+    grid = jnp.asarray(recipe.severities, jnp.float32)
+    return grid[jax.random.randint(key, (), 0, len(recipe.severities))]
 
 
 def metric_sums(
