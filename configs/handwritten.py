@@ -3,8 +3,12 @@
 python train.py --config=configs/handwritten.py --workdir=runs/handwritten
 
 Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation),
-`transformer` (the same with a late-fusion transformer), and `fac`, `fou`, `kar`, `mor`, `pix` and
-`zer` (one view alone, same encoder and augmentation).
+`transformer` (the same with a late-fusion transformer), `average` (of the views' own predictions),
+`qmf` (weights by confidence, with its rank loss), `udml_official` (the released arithmetic), and
+`fac`, `fou`, `kar`, `mor`, `pix` and `zer` (one view alone). Controls of `udml`: `quality` (no
+dependence), `constant` (weights that do not depend on the example), `permuted` (those of another
+example), `true_severity` (told the noise). All have the same augmentation; results:
+docs/results/udml_handwritten.md.
 
 About 2 minutes on 2 CPU cores shared with other work, most of it for the 62 missing patterns of
 each validation. Accuracy of `udml` on the 200 validation examples, one seed: clean 0.99, a view at

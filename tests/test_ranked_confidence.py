@@ -32,7 +32,7 @@ ROWS, CLASSES = 16, 3
 # The objective alone
 
 
-def case(seed, *, valid=13, spread=40, rows=ROWS):
+def case(seed, *, valid=13, spread=20, rows=ROWS):
     """Outputs and a batch with missing modalities, padding, and ids that repeat and wrap round."""
     generator = np.random.default_rng(seed)
     output = ModelOutput(
@@ -141,11 +141,10 @@ def test_losses_and_history_are_those_of_a_plain_loop(objective):
         loss, state, metrics = run(state, output, batch)
         np.testing.assert_allclose(metrics["rank_loss"], rank, atol=2e-5)
         np.testing.assert_allclose(loss, before[0] + objective.rank_weight * rank, rtol=1e-5)
-        np.testing.assert_allclose(state["lowest"], plain.lowest, rtol=1e-4)
+        np.testing.assert_allclose(state["lowest"], plain.lowest, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(state["highest"], plain.highest, rtol=1e-4)
         largest = max(largest, rank.max())
-        assert seed > 0 or not rank.any()  # Nobody has a history in the first batch.
-        assert seed < 4 or rank.any()
+        assert rank.any() == (seed > 0)  # Nobody has a history in the first batch.
     assert largest > 0.5
     visits = np.zeros((objective.num_examples, 2))
     for (row, m), losses in plain.losses.items():

@@ -20,7 +20,8 @@ class QMFScheduler(nn.Module):
     """w = softmax over present modalities of -scale x signal, the signal without gradient.
 
     The scale is learned by the task's loss and starts at 0, so weighting starts static. The rank
-    loss of the paper, which ties confidence to the history of an example's loss, is not built.
+    loss of the paper, which ties confidence to the history of an example's loss, is an objective:
+    `fusion_jax.objectives.ranked_confidence.RankedConfidence`.
 
     Attributes:
         signals: each larger = less reliable; one scale for each.
