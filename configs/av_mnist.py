@@ -4,12 +4,13 @@ python train.py --config=configs/av_mnist.py --workdir=runs/av_mnist
 
 Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation),
 `transformer` (the same with a late-fusion transformer), `average` (of the modalities' own
-predictions), `qmf` (weights by confidence, with its rank loss), `udml_official` (the released
-arithmetic), `audio` and `image` (one modality alone). Controls of `udml`: `quality` (no
-dependence), `constant` (weights that do not depend on the example), `permuted` (those of another
-example), `true_severity` (told the noise). `mwam`, `ogm` and `fixed` are `static` with that
-balancer. All have the same augmentation. A seed of 2,000 steps takes 2 to 7 minutes on 2 CPU cores;
-results: docs/results/udml_av_mnist.md, of an earlier version docs/results/av_mnist.md.
+predictions), `qmf` (weights by confidence, with its rank loss), `probabilistic` (`udml` with
+Gaussian codes and their divergence), `udml_official` (the released arithmetic), `audio` and `image`
+(one modality alone). Controls of `udml`: `quality` (no dependence), `constant` (weights that do not
+depend on the example), `permuted` (those of another example), `true_severity` (told the noise).
+`mwam`, `ogm` and `fixed` are `static` with that balancer. All have the same augmentation. A seed of
+2,000 steps takes 2 to 7 minutes on 2 CPU cores; results: docs/results/udml_av_mnist.md, of an
+earlier version docs/results/av_mnist.md.
 
 `resnet18` is `udml` with ResNet-18 encoders of half the usual width (2.8 million parameters each).
 """
@@ -53,6 +54,7 @@ MEAN, DEVIATION = 33.3, 78.6
 BOTH = ("audio", "image")
 VARIANTS = {
     "udml": (UDMLScheduler, BOTH),
+    "probabilistic": (lambda: UDMLScheduler(divergence_weight=1e-3), BOTH),
     "udml_official": (official_udml, BOTH),
     "static": (StaticScheduler, BOTH),
     "transformer": (StaticScheduler, BOTH),
@@ -76,6 +78,7 @@ OBJECTIVES = {
     "qmf": functools.partial(RankedConfidence, num_examples=70000),
     "average": functools.partial(Supervised, fused_weight=0.0),
 }
+PROBABILISTIC = ("probabilistic", "udml_official")
 FUSION = {
     "transformer": TransformerFusion,
     "average": MeanFusion,
@@ -98,7 +101,7 @@ def get_config(variant: str = "udml") -> Config:
     deep = variant == "resnet18"
     # The stem's quarter resolution: at full resolution a step would take 16 times as long.
     encoder = functools.partial(ResNetEncoder, width=32, stem="imagenet") if deep else CNNEncoder
-    encoder = functools.partial(encoder, probabilistic=variant == "udml_official")
+    encoder = functools.partial(encoder, probabilistic=variant in PROBABILISTIC)
     preprocess = {"audio": LogMel(), "image": Standardise(mean=MEAN, deviation=DEVIATION)}
     corruptions = {"audio": WhiteNoise(), "image": GaussianNoise(deviation=DEVIATION)}
     unseen = {"audio": (ColouredNoise(),), "image": (ImpulseNoise(),)}

@@ -4,7 +4,8 @@ python train.py --config=configs/handwritten.py --workdir=runs/handwritten
 
 Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation),
 `transformer` (the same with a late-fusion transformer), `average` (of the views' own predictions),
-`qmf` (weights by confidence, with its rank loss), `udml_official` (the released arithmetic), and
+`qmf` (weights by confidence, with its rank loss), `probabilistic` (`udml` with Gaussian codes and
+their divergence), `udml_official` (the released arithmetic), and
 `fac`, `fou`, `kar`, `mor`, `pix` and `zer` (one view alone). Controls of `udml`: `quality` (no
 dependence), `constant` (weights that do not depend on the example), `permuted` (those of another
 example), `true_severity` (told the noise). All have the same augmentation; results:
@@ -42,6 +43,7 @@ from fusion_jax.tasks.classification import ClassificationHead
 
 VARIANTS = {
     "udml": (UDMLScheduler, MODALITIES),
+    "probabilistic": (lambda: UDMLScheduler(divergence_weight=1e-3), MODALITIES),
     "udml_official": (official_udml, MODALITIES),
     "static": (StaticScheduler, MODALITIES),
     "transformer": (StaticScheduler, MODALITIES),
@@ -64,6 +66,7 @@ OBJECTIVES = {
     "qmf": functools.partial(RankedConfidence, num_examples=2000),
     "average": functools.partial(Supervised, fused_weight=0.0),
 }
+PROBABILISTIC = ("probabilistic", "udml_official")
 FUSION = {
     "transformer": TransformerFusion,
     "average": MeanFusion,
@@ -82,7 +85,7 @@ def get_config(variant: str = "udml") -> Config:
             preprocess={name: StandardiseFeatures(*statistics[name]) for name in modalities},
             encoders={
                 name: MLPEncoder(
-                    hidden=(64,), dropout_rate=0.2, probabilistic=variant == "udml_official"
+                    hidden=(64,), dropout_rate=0.2, probabilistic=variant in PROBABILISTIC
                 )
                 for name in modalities
             },
