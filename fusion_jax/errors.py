@@ -12,7 +12,9 @@ class FusionError(Exception):
     """
 
 
-class Stopped(Exception):
+# Like KeyboardInterrupt: it may be raised anywhere, and "except Exception" around a damaged file
+# must not take it for one.
+class Stopped(BaseException):
     """Training was asked to stop (SIGTERM), saved its state and can go on with the same command."""
 
 
