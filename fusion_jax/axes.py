@@ -75,14 +75,19 @@ def next_row(x: PyTree) -> PyTree:
 
 
 def all_rows(x: PyTree) -> PyTree:
-    """The rows of the global batch, in order, the same on every device.
+    """The rows of the global batch, in order, on every device.
+
+    What is scattered into an array that is on every device goes through here first: otherwise
+    XLA, under automatic sharding, sums the whole array over the devices.
 
     Args:
         x: pytree of arrays with the local rows on their first axis.
     """
-    if data_axis_index() is None:
+    if data_axis_index() is not None:
+        return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, DATA_AXIS, tiled=True), x)
+    if dict(jax.sharding.get_abstract_mesh().shape).get(DATA_AXIS, 1) == 1:
         return x
-    return jax.tree.map(lambda leaf: jax.lax.all_gather(leaf, DATA_AXIS, tiled=True), x)
+    return jax.lax.with_sharding_constraint(x, jax.sharding.PartitionSpec())
 
 
 def total(x: Float[Array, "b ..."], mask: Bool[Array, " b"]) -> Float[Array, "..."]:

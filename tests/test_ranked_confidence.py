@@ -1,6 +1,7 @@
 """QMF's objective: against plain loops, under every strategy; what confidence learns from it."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from fusion_jax.optimizers import AdamW
 from fusion_jax.schedulers.qmf import QMFScheduler
 from fusion_jax.tasks.classification import Classification, ClassificationHead
 from fusion_jax.training.checkpoints import Checkpoints
-from fusion_jax.training.parallel import FSDP, DataParallel, Pmap
+from fusion_jax.training.parallel import DataParallel, Pmap
 from fusion_jax.training.state import create_state
 from fusion_jax.training.step import make_train_step
 from fusion_jax.types import Batch, FusionWeights, ModelOutput
@@ -286,14 +287,14 @@ def train(step, state, batches, place=lambda batch: batch):
     return np.array(losses), state
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_strategies_give_the_losses_of_one_device(accumulation):
     objective = RankedConfidence(num_examples=24)
     parts, state = make_parts(objective, 10)
     step = make_train_step(**parts, accumulation=accumulation)
     expected, last = train(jax.jit(step), state, make_batches())
     assert (expected[1:, 1] > 0.01).all()
-    for strategy in (DataParallel(), Pmap(), FSDP(min_size=32)):
+    for strategy in (DataParallel(), Pmap()):
         assert strategy.mesh.size == 8
         _, state = make_parts(objective, 10)
         compiled = strategy.compile(step, state)
@@ -304,10 +305,23 @@ def test_strategies_give_the_losses_of_one_device(accumulation):
         for name, value in last.objective.items():
             np.testing.assert_allclose(after.objective[name], value, rtol=1e-4, err_msg=name)
             # Every device has the same history to the bit.
-            copies = {}
-            for shard in after.objective[name].addressable_shards:
-                copies.setdefault(str(shard.index), set()).add(np.asarray(shard.data).tobytes())
-            assert all(len(held) == 1 for held in copies.values()), name
+            shards = after.objective[name].addressable_shards
+            assert len(shards) == 8
+            assert len({np.asarray(shard.data).tobytes() for shard in shards}) == 1, name
+
+
+def test_step_neither_copies_the_history_nor_sends_it_between_devices():
+    # A table of millions of examples would make every step wait for its memory.
+    strategy = DataParallel()
+    parts, state = make_parts(RankedConfidence(num_examples=7777), 10)
+    program = strategy.program(make_train_step(**parts), state)
+    (batch,) = make_batches(1)
+    with jax.set_mesh(strategy.mesh):
+        lowered = program.lower(strategy.place_state(state), strategy.place_batch(batch))
+    text = lowered.compile().as_text()
+    assert "[7777,2]" in text and "scatter" in text
+    moved = re.findall(r"= \w+\[7777,2\]\S* (?:copy|all-reduce|all-gather)\(", text)
+    assert not moved, moved
 
 
 def test_history_is_saved_and_training_goes_on_as_if_nothing_had_happened(tmp_path):

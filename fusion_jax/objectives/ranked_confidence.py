@@ -16,6 +16,8 @@ from fusion_jax.types import Batch, ModelOutput
 
 # A range of losses smaller than this is no range: all examples then rank alike.
 SMALLEST_RANGE = 1e-6
+# A float32 sum of more losses may not change by one more.
+MOST_VISITS = 2**24
 
 
 @dataclasses.dataclass
@@ -101,11 +103,14 @@ class RankedConfidence:
         )
         counted = batch.present & batch.mask[:, None]
         rows = jnp.mod(batch.example_id, self.num_examples)
-        history, visited = _look_up(state, rows)
+        history, visits = _look_up(state, rows)
         energy = jax.nn.logsumexp(at_least_float32(output.unimodal) / self.temperature, axis=-1)
         confidence = self.confidence_scale * self.temperature * energy
-        rank = jnp.sum(rank_losses(confidence, history, counted & visited), axis=-1)
+        rank = jnp.sum(rank_losses(confidence, history, counted & (visits > 0)), axis=-1)
         losses = unimodal_losses(output, batch, task=task)
+        # Asking what was read before anything is written also lets XLA write in place: without
+        # this dependence it copies both tables in every step.
+        counted &= jnp.isfinite(history) & (visits < MOST_VISITS)
         after = _remember(state, rows, losses, counted, decay=self.decay)
         loss = supervised + self.rank_weight * rank
         return loss, after, metrics | {"rank_loss": rank}
@@ -149,13 +154,13 @@ def rank_losses(
     return jnp.where(counted & other_counted, jnp.maximum(violation, 0), 0)
 
 
-def _look_up(state: Any, rows: Int[Array, " b"]) -> tuple[Float[Array, "b m"], Bool[Array, "b m"]]:
-    """History [B, M] in [0, 1] of rows of the table, and which were visited."""
+def _look_up(state: Any, rows: Int[Array, " b"]) -> tuple[Float[Array, "b m"], Int[Array, "b m"]]:
+    """History [B, M] in [0, 1] of rows of the table, and their numbers of visits."""
     visits = state["visits"][rows]
     mean = state["loss"][rows] / jnp.maximum(visits, 1)
     span = jnp.maximum(state["highest"] - state["lowest"], SMALLEST_RANGE)
     history = jnp.clip((mean - state["lowest"][None, :]) / span[None, :], 0, 1)
-    return history, visits > 0
+    return history, visits
 
 
 def _remember(

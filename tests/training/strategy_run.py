@@ -1,7 +1,7 @@
 """A program of its own: train one model under the named strategies and write the losses.
 
 python -m tests.training.strategy_run OUT SETTINGS, where SETTINGS is JSON: strategies, steps,
-activation, x64, and for several processes coordinator, num_processes and process_id.
+activation, x64, objective, and for several processes coordinator, num_processes and process_id.
 """
 
 import json
@@ -20,6 +20,7 @@ from fusion_jax.config import Parallel, Recipe
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
 from fusion_jax.fusion.concat import ConcatFusion
 from fusion_jax.models import FusionModel, parameter_modality
+from fusion_jax.objectives.ranked_confidence import RankedConfidence
 from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.schedulers.udml import UDMLScheduler
@@ -64,7 +65,13 @@ def make_batch(seed: int, dtype: str) -> Batch:
     )
 
 
-def parts(activation: str, steps: int) -> dict:
+OBJECTIVES = {
+    "supervised": Supervised(unimodal_weight=0.5),
+    "ranked_confidence": RankedConfidence(num_examples=ROWS),
+}
+
+
+def parts(activation: str, steps: int, objective: str) -> dict:
     """What makes the step."""
     model = FusionModel(
         encoders={name: Encoder(activation) for name in NAMES},
@@ -81,7 +88,7 @@ def parts(activation: str, steps: int) -> dict:
     return {
         "model": model,
         "task": Classification(),
-        "objective": Supervised(unimodal_weight=0.5),
+        "objective": OBJECTIVES[objective],
         "balancer": NoBalancer(),
         "recipe": Recipe(corruptions=corruptions, modality_dropout=0.3),
         "tx": tx,
@@ -92,7 +99,7 @@ def parts(activation: str, steps: int) -> dict:
 def run(strategy: DataParallel, settings: dict) -> dict:
     """Losses, parameter sum, and what shows that the strategy is the one it claims to be."""
     dtype = "float64" if settings["x64"] else "float32"
-    given = parts(settings["activation"], settings["steps"])
+    given = parts(settings["activation"], settings["steps"], settings["objective"])
 
     def init(key):
         state = create_state(
