@@ -361,7 +361,7 @@ def closed_form(values, exponents, present):
     return mass / np.maximum(mass.sum(axis=1, keepdims=True), 1e-300)
 
 
-def test_power_weights_follow_their_closed_form_and_train_exponents_only():
+def test_power_weights_follow_their_closed_form_and_its_gradient():
     generator = np.random.default_rng(0)
     values = generator.uniform(0.2, 5, (2, 7, 3)).astype(np.float32)
     present = generator.random((7, 3)) < 0.7
@@ -371,15 +371,11 @@ def test_power_weights_follow_their_closed_form_and_train_exponents_only():
 
     @jax.jit
     def run(values, exponents):
-        gradient = jax.grad(
-            lambda values, exponents: jnp.sum(c * power_weights(values, exponents, present)),
-            argnums=(0, 1),
-        )
-        return power_weights(values, exponents, present), gradient(values, exponents)
+        gradient = jax.grad(lambda e: jnp.sum(c * power_weights(values, e, present)))
+        return power_weights(values, exponents, present), gradient(exponents)
 
-    found, (into_values, into_exponents) = run(values, exponents)
+    found, into_exponents = run(values, exponents)
     np.testing.assert_allclose(found, closed_form(values, exponents, present), atol=1e-6)
-    assert not np.any(into_values)
     # Central differences of the closed form in double precision.
     for s, step in enumerate(1e-5 * np.eye(2)):
         above, below = (closed_form(values, exponents + d, present) for d in (step, -step))
