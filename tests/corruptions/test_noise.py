@@ -173,6 +173,39 @@ def test_legacy_noise_wraps_below_and_clips_above():
     assert (legacy(dark, 11) == 255).mean() == pytest.approx(0.47, abs=0.03)
 
 
+def photograph(side=300):
+    """8-bit image [side, side, 3] with the spectrum 1/f and the grey levels of photographs."""
+    generator = np.random.default_rng(0)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(side), np.fft.fftfreq(side)))
+    frequency[0, 0] = np.inf
+    white = np.fft.fft2(generator.normal(size=(3, side, side)))
+    field = np.fft.ifft2(white / frequency).real.transpose(1, 2, 0)
+    return np.clip(115 + 60 * field / field.std(), 0, 255).astype(np.uint8)
+
+
+def test_legacy_noise_wraps_more_pixels_at_higher_levels_and_ours_wraps_none():
+    # The shares that were measured on the released code. Those of low levels depend on how dark the
+    # images are, so they are compared as orders of magnitude.
+    x, shares = photograph(), {}
+    for level, published in {2: 0.01, 5: 0.02, 7: 0.06, 10: 0.17, 11: 0.50}.items():
+        noise = np.asarray(jax.random.normal(jax.random.key(0), (300, 300, 1))) * level**2
+        value = x + noise if level < 11 else np.broadcast_to(noise * 25.5, x.shape)
+        found = legacy(x, level)
+        # By more than 1, which is what rounding at a whole number may make.
+        wrapped = np.abs(found - np.clip(np.trunc(value), 0, 255)) > 1
+        assert (value[wrapped] < 0).all()
+        shares[level] = wrapped.mean()
+        assert published / 2.5 < shares[level] < published * 2.5
+        # Ours with the same noise: what would fall below 0 is 0, what would pass 255 is 255.
+        strong = {"deviation": 1.0, "strengths": (0.0, float(level**2))}
+        ours = corrupted(GaussianNoise, x, 1.0, **strong)
+        noise = np.asarray(jax.random.normal(jax.random.key(0), x.shape)) * level**2
+        assert np.abs(ours - np.clip(np.round(x + noise), 0, 255)).max() <= 1
+        assert (x + noise < 0).mean() > shares[2] / 2
+    assert sorted(shares.values()) == list(shares.values())
+    assert shares[11] == pytest.approx(0.5, abs=0.03)
+
+
 def test_legacy_noise_may_share_one_pattern():
     x = np.zeros((20, 20), np.float32)
     same = [legacy(x, 4, seed, shared_pattern=True) for seed in (0, 1)]
