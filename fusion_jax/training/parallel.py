@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -68,7 +69,8 @@ class DataParallel:
     def place_state(self, state: TrainState) -> TrainState:
         """A copy of a state in its place; a copy, because the step donates its state."""
         return jax.tree.map(
-            lambda x, placed: jax.device_put(x, placed, may_alias=False),
+            # may_alias=False alone still gives the first device the array itself.
+            lambda x, placed: jax.device_put(jnp.copy(x), placed),
             state,
             self.shardings(state),
         )

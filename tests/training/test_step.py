@@ -147,6 +147,16 @@ def test_step_under_jit_on_eight_devices_equals_one_device(one_device):
     assert_close((params, collections), one_device[1:])
 
 
+@pytest.mark.parametrize("strategy", [DataParallel, Pmap])
+def test_placing_a_state_leaves_the_state_alone(strategy):
+    # The step donates what it is given; what the caller holds must stay.
+    _, state = make_parts()
+    placed = strategy().place_state(state)
+    jax.jit(lambda x: jax.tree.map(jnp.copy, x), donate_argnums=0)(placed)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
 def test_step_under_pmap_on_eight_devices_equals_one_device(one_device):
     parts, state = make_parts()
     parallel = Pmap()
