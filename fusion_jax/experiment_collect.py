@@ -94,14 +94,8 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
     whole = _whole_seeds(experiment, finished)
     parts = [read_examples(job) for job in whole[0]]
     examples, num = _join_examples(parts), sum(len(part.example_id) for part in parts)
-    read = {
-        job: _read_records(job, finished[job], len(part.example_id))
-        for folds in whole
-        for job, part in zip(folds, parts, strict=True)
-    }
-    _check_comparable(read)
-    # A seed is named by its first fold.
-    done = {folds[0]: _join_folds([read[job] for job in folds]) for folds in whole}
+    done = _read_seeds(whole, finished, [len(part.example_id) for part in parts])
+    counted = {job for folds in whole for job in folds}
     first = next(iter(done.values()))
     weights = bootstrap_weights(examples.clusters, num=num)
     found: dict[str, Seeds] = {
@@ -120,7 +114,7 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         "data": {key: first.result["data"][key] for key in ("name", "split")}
         | {"num_examples": num},
         "clusters": sorted(examples.clusters),
-        "runs": {run.label: _describe(run, results, read) for run in experiment.runs},
+        "runs": {run.label: _describe(run, results, counted) for run in experiment.runs},
         "strengths": _strengths(done.values()),
         "cells": {
             label: {cell: _summary(_values(seeds, [cell]), weights) for cell in _labels(seeds)}
@@ -157,6 +151,19 @@ def _whole_seeds(experiment: Experiment, finished: Iterable[Job]) -> list[list[J
             f"python -m fusion_jax.experiments run {experiment.path} makes some"
         )
     return whole
+
+
+def _read_seeds(
+    whole: Sequence[Sequence[Job]], finished: Mapping[Job, dict[str, Any]], sizes: Sequence[int]
+) -> dict[Job, _Evaluated]:
+    """Each run and seed, named by its first fold; `sizes` are the numbers of examples by fold."""
+    read = {
+        job: _read_records(job, finished[job], num)
+        for folds in whole
+        for job, num in zip(folds, sizes, strict=True)
+    }
+    _check_comparable(read)
+    return {folds[0]: _join_folds([read[job] for job in folds]) for folds in whole}
 
 
 def _join_examples(parts: Sequence[Examples]) -> Examples:
