@@ -227,6 +227,8 @@ def changed_field(job: Job, config: Config) -> str | None:
     if result:
         resolved = _without_free(result["resolved"])
         made, before = job.result, {"definition": result["definition"], "resolved": resolved}
+        if "unseen" not in resolved:  # It adds conditions and leaves those of the result alone.
+            now["resolved"].pop("unseen", None)
     elif begun.exists():
         made, before = job.folder, now | {"resolved": _without_free(read_json(begun))}
     else:
