@@ -80,7 +80,11 @@ PARTS = {
     "QMF": Part(QMFScheduler(), objective=RankedConfidence()),
     CONCAT_HOST: Part(StaticScheduler(), host=CONCAT_HOST, noise=False, fusion=ConcatFusion()),
     "official UDML": Part(
-        official_udml(), host=CONCAT_HOST, probabilistic=True, fusion=ConcatFusion()
+        official_udml(),
+        host=CONCAT_HOST,
+        probabilistic=True,
+        fusion=ConcatFusion(),
+        objective=Supervised(unimodal_weight=4.0),
     ),
 }
 
