@@ -204,10 +204,11 @@ class Trainer:
         cell, each corruptible modality at the recipe's largest severity, and each missing pattern.
         """
         recipe = self.config.recipe
+        severity = recipe.largest_severity()
         cells = robustness_cells(
             self.modalities,
             corrupted={name: type(each).__name__ for name, each in recipe.corruptions.items()},
-            severities=[recipe.max_severity] if recipe.max_severity else [],
+            severities=[severity] if severity else [],
         )
         found = evaluate_grid(
             self.grid,
