@@ -10,7 +10,7 @@ Gaussian codes and their divergence), `udml_official` (the released arithmetic),
 `constant` (weights that do not depend on the example), `permuted` (those of another example),
 `true_severity` (told the noise). All have the same augmentation.
 
-About a minute on 2 CPU cores, some of it for the 62 missing patterns of each validation. Accuracy of
+About a minute on 2 CPU cores, some of it for the 62 missing patterns of a validation. Accuracy of
 `udml` on the 200 validation examples, one seed: clean 0.99, a modality at severities up to 0.4
 0.988, a modality missing 0.958 in the mean over all patterns.
 """
