@@ -10,6 +10,7 @@ import pytest
 from fusion_jax.config import Config, Recipe
 from fusion_jax.corruptions.batch import corrupt_batch
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
+from fusion_jax.corruptions.impulse_noise import ImpulseNoise
 from fusion_jax.corruptions.legacy_noise import LegacyNoise
 from fusion_jax.data.arrays import ArrayData
 from fusion_jax.data.loader import eval_batches
@@ -297,6 +298,15 @@ def test_two_corruptions_of_one_class_are_refused(run):
     noise = GaussianNoise(deviation=1.0)
     with pytest.raises(FusionError, match="'left' has the corruptions"):
         compiled_grid(dataclasses.replace(config, unseen={"left": (noise,)}))
+
+
+def test_corruptions_that_do_not_fit_are_refused_before_anything_is_written(run, tmp_path):
+    _, _, config, _ = run
+    unseen = {"left": (ImpulseNoise(deviations=(1.0, 2.0)),)}  # left has 3 entries
+    workdir = tmp_path / "run"
+    with pytest.raises(FusionError, match="ImpulseNoise cannot be applied to modality 'left'"):
+        train(dataclasses.replace(config, unseen=unseen), workdir)
+    assert not workdir.exists()
 
 
 def test_joint_cells():
