@@ -241,7 +241,9 @@ def test_operator_with_uniform_weights_is_the_plain_operator(kind, num):
         np.testing.assert_allclose(fused, plain, rtol=1e-5, atol=1e-5)
     else:
         plain = plain_rows(operator, variables, features, present, dtype=np.float32)
-        np.testing.assert_array_equal(fused, plain)
+        # To the bit; a mean divides, which XLA may round as a product with the reciprocal.
+        units = 1 if kind.__name__ == "MeanFusion" else 0
+        np.testing.assert_array_max_ulp(np.asarray(fused), plain, maxulp=units)
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
