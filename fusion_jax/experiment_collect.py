@@ -2,11 +2,13 @@
 
 Intervals are 95 % percentile intervals of a bootstrap over training seeds and every cluster that
 the data set names (recordings x images); both sides of a difference are resampled together, by
-example and by seed.
+example and by seed. The examples of the folds of a seed are put behind each other, and a seed
+without all of its folds does not count; folds are too few to be resampled.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,24 +25,26 @@ from fusion_jax.evaluation.intervals import (
     seed_p_values,
 )
 from fusion_jax.experiment_definition import Experiment, Run
-from fusion_jax.experiment_results import SCHEMA, Job, read_examples, unpack
+from fusion_jax.experiment_results import SCHEMA, Examples, Job, read_examples, unpack
 
 _MADE = ("command", "commit", "hardware", "versions", "seconds", "step")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Evaluated:
-    """What is known of one run with one seed.
+    """What is known of one run with one seed, of all folds where there are any.
 
     Attributes:
-        result: its result file; the order of its "cells" is that of `labels`.
+        result: its result file (of the first fold); the order of its "cells" is that of `labels`.
         labels: names of the conditions.
         correct: 1 where the prediction was right, per condition and example.
+        sizes: how many of the examples are of each fold, in their order.
     """
 
     result: dict[str, Any]
     labels: list[str]
     correct: Float[np.ndarray, "c n"]
+    sizes: tuple[int, ...]
 
     def row(self, *labels: str) -> Float[np.ndarray, " n"]:
         """Correctness under one condition, or its mean over several."""
@@ -70,10 +74,13 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         of the clean accuracy that a missing modality takes ("drops", the field's PCR) and how far a
         model trained without some modalities is ahead of a method that misses them ("alone"). Where
         the definition names endpoints and a method was run: these numbers of each ("endpoints").
+        Where it has folds: "folds", how many of them a seed that does not count has
+        ("incomplete"), and for each fold the methods' mean accuracies ("by_fold").
 
     Raises:
-        FusionError: where nothing was run, records are missing or damaged, runs were evaluated on
-            other examples or conditions, or an endpoint has a pattern that matches no condition.
+        FusionError: where nothing was run (or no seed with all folds), records are missing or
+            damaged, runs were evaluated on other examples or conditions, or an endpoint has a
+            pattern that matches no condition.
     """
     results = {job: job.read_result() for job in jobs}
     finished = {
@@ -84,10 +91,11 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
             f"{experiment.name} has no result yet: "
             f"python -m fusion_jax.experiments run {experiment.path} makes some"
         )
-    examples = read_examples(next(iter(finished)))
-    num = len(examples.example_id)
-    done = {job: _read_records(job, result, num) for job, result in finished.items()}
-    _check_comparable(done)
+    whole = _whole_seeds(experiment, finished)
+    parts = [read_examples(job) for job in whole[0]]
+    examples, num = _join_examples(parts), sum(len(part.example_id) for part in parts)
+    done = _read_seeds(whole, finished, [len(part.example_id) for part in parts])
+    counted = {job for folds in whole for job in folds}
     first = next(iter(done.values()))
     weights = bootstrap_weights(examples.clusters, num=num)
     found: dict[str, Seeds] = {
@@ -103,9 +111,10 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         "title": experiment.title,
         "definition": experiment.path,
         "seeds": list(experiment.seeds),
-        "data": {key: first.result["data"][key] for key in ("name", "split", "num_examples")},
+        "data": {key: first.result["data"][key] for key in ("name", "split")}
+        | {"num_examples": num},
         "clusters": sorted(examples.clusters),
-        "runs": {run.label: _describe(run, results) for run in experiment.runs},
+        "runs": {run.label: _describe(run, results, counted) for run in experiment.runs},
         "strengths": _strengths(done.values()),
         "cells": {
             label: {cell: _summary(_values(seeds, [cell]), weights) for cell in _labels(seeds)}
@@ -121,6 +130,107 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         "drops": {label: _drops(seeds, weights) for label, seeds in methods.items()},
         "alone": {label: _ahead(alone, seeds, weights) for label, seeds in methods.items()},
         **({"endpoints": endpoints} if endpoints else {}),
+        **(_folds(experiment, methods, finished, endpoints) if experiment.folds else {}),
+    }
+
+
+def _whole_seeds(experiment: Experiment, finished: Iterable[Job]) -> list[list[Job]]:
+    """The jobs of each run and seed that has all of its folds, by fold."""
+    by_seed: dict[tuple[str, int], list[Job]] = {}
+    for job in finished:
+        by_seed.setdefault((job.run.label, job.seed), []).append(job)
+    wanted = len(experiment.folds) or 1
+    whole = [
+        sorted(jobs, key=lambda job: job.fold or 0)
+        for jobs in by_seed.values()
+        if len(jobs) == wanted
+    ]
+    if not whole:
+        raise FusionError(
+            f"{experiment.name} has no run with all {wanted} folds of a seed yet: "
+            f"python -m fusion_jax.experiments run {experiment.path} makes some"
+        )
+    return whole
+
+
+def _read_seeds(
+    whole: Sequence[Sequence[Job]], finished: Mapping[Job, dict[str, Any]], sizes: Sequence[int]
+) -> dict[Job, _Evaluated]:
+    """Each run and seed, named by its first fold; `sizes` are the numbers of examples by fold."""
+    read = {
+        job: _read_records(job, finished[job], num)
+        for folds in whole
+        for job, num in zip(folds, sizes, strict=True)
+    }
+    _check_comparable(read)
+    return {folds[0]: _join_folds([read[job] for job in folds]) for folds in whole}
+
+
+def _join_examples(parts: Sequence[Examples]) -> Examples:
+    """The examples of the folds behind each other; one id is one cluster in all folds."""
+    names = parts[0].clusters
+    for part in parts:
+        if set(part.clusters) != set(names):
+            raise FusionError(
+                f"the folds have other clusters, {sorted(names)} and {sorted(part.clusters)}: "
+                "list folds of one data set"
+            )
+    return Examples(
+        np.concatenate([part.example_id for part in parts]),
+        {name: np.concatenate([part.clusters[name] for part in parts]) for name in names},
+    )
+
+
+def _join_folds(parts: Sequence[_Evaluated]) -> _Evaluated:
+    """The folds of one seed behind each other."""
+    return dataclasses.replace(
+        parts[0],
+        correct=np.concatenate([part.correct for part in parts], axis=1),
+        sizes=tuple(size for part in parts for size in part.sizes),
+    )
+
+
+def _folds(
+    experiment: Experiment,
+    methods: Mapping[str, Seeds],
+    finished: Iterable[Job],
+    endpoints: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What an experiment with folds says of them."""
+    count = Counter((job.run.label, job.seed) for job in finished)
+    incomplete = {
+        f"{run.label} seed {seed}": count[run.label, seed]
+        for run in experiment.runs
+        for seed in experiment.seeds
+        if 0 < count[run.label, seed] < len(experiment.folds)
+    }
+    chosen = endpoints.get("conditions", {})
+    return {
+        "folds": list(experiment.folds),
+        "incomplete": incomplete,
+        "by_fold": {
+            fold: {label: _fold_means(seeds, index, chosen) for label, seeds in methods.items()}
+            for index, fold in enumerate(experiment.folds)
+        },
+    }
+
+
+def _fold_means(
+    seeds: Seeds, fold: int, conditions: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """Mean accuracy over the seeds on one fold: clean, and of each endpoint."""
+    if not seeds:
+        return {}
+    first = next(iter(seeds.values()))
+    start = sum(first.sizes[:fold])
+    clean = first.without(set())
+    rows = ({"clean": [clean]} if clean else {}) | dict(conditions)
+    values = {name: _values(seeds, labels) for name, labels in rows.items()}
+    part = slice(start, start + first.sizes[fold])
+    return {
+        name: float(value[:, part].mean(dtype=np.float64))
+        for name, value in values.items()
+        if value is not None
     }
 
 
@@ -145,11 +255,12 @@ def _read_records(job: Job, result: dict[str, Any], num: int) -> _Evaluated:
         result=result,
         labels=list(result["correct"]),
         correct=correct.astype(np.float32),
+        sizes=(num,),
     )
 
 
 def _check_comparable(done: Mapping[Job, _Evaluated]) -> None:
-    """The seeds of a run under the same conditions."""
+    """The seeds and folds of a run under the same conditions."""
     conditions: dict[str, tuple[Job, list[str]]] = {}
     for job, evaluated in done.items():
         other, labels = conditions.setdefault(job.run.label, (job, evaluated.labels))
@@ -160,21 +271,39 @@ def _check_comparable(done: Mapping[Job, _Evaluated]) -> None:
             )
 
 
-def _describe(run: Run, results: Mapping[Job, dict[str, Any] | None]) -> dict[str, Any]:
-    """How a run was made, with one entry for each seed that was run."""
-    mine = {job.seed: result for job, result in results.items() if job.run == run and result}
-    done = {seed: result for seed, result in mine.items() if result["status"] == "done"}
+def _describe(
+    run: Run, results: Mapping[Job, dict[str, Any] | None], read: Container[Job]
+) -> dict[str, Any]:
+    """How a run was made, with one entry for each seed that was run, "seed/fold" with folds.
+
+    `read` are the jobs that count: of seeds with all folds.
+    """
+    mine = {_entry(job): result for job, result in results.items() if job.run == run and result}
+    done = {entry: result for entry, result in mine.items() if result["status"] == "done"}
+    counted = [
+        result for job, result in results.items() if job.run == run and job in read and result
+    ]
     return {
         "role": run.role,
         "config": run.config,
         "overrides": list(run.overrides),
         "training_severity": sorted({result["training_severity"] for result in done.values()}),
         "made": {
-            str(seed): {key: result[key] for key in _MADE} for seed, result in sorted(done.items())
+            entry: {key: done[entry][key] for key in _MADE} for entry in sorted(done, key=_place)
         },
-        "update_scale": _mean_scale(result["curves"] for result in done.values()),
-        "failed": {str(seed): result["error"] for seed, result in mine.items() if seed not in done},
+        "update_scale": _mean_scale(result["curves"] for result in counted),
+        "failed": {entry: result["error"] for entry, result in mine.items() if entry not in done},
     }
+
+
+def _entry(job: Job) -> str:
+    """Name of a job among those of its run."""
+    return str(job.seed) if job.fold is None else f"{job.seed}/{job.fold}"
+
+
+def _place(entry: str) -> list[int]:
+    """Seed, and fold, of an entry."""
+    return [int(number) for number in entry.split("/")]
 
 
 def _mean_scale(curves: Iterable[Mapping[str, Sequence[Sequence[float]]]]) -> dict[str, float]:

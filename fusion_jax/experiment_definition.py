@@ -5,6 +5,7 @@
     seeds = [0, 1, 2]
     reference = "static"            # what the other methods are compared with
     overrides = ["eval_every=100"]  # optional: of every run
+    folds = ["data.fold=0", "data.fold=1"]  # optional: one override for each fold
 
     [runs.static]
     config = "configs/av_mnist.py:static"
@@ -21,6 +22,10 @@
 An endpoint is the unweighted mean over the conditions whose label matches one of its patterns, as
 `fnmatch` reads them: "*" is any text, "/" included, "[68]" one of these characters, case counts.
 Name endpoints before the runs: the correction of their p-values counts no others.
+
+With folds every run is trained and evaluated once for each seed and fold, with the fold's override
+after all others, and what the folds were tested on is put behind each other: such are leave-one-out
+and cross-validation. The value of the override names the fold in tables.
 
 Paths of configuration files count from the folder that the program is started in. Nothing is
 trained, evaluated or written here.
@@ -50,6 +55,7 @@ _FIELDS = {
     "seeds": list,
     "reference": str,
     "overrides": list,
+    "folds": list,
     "runs": dict,
     "endpoints": dict,
 }
@@ -60,7 +66,7 @@ _FIXED = ("seed", "num_seeds")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One configuration that is trained and evaluated for every seed.
+    """One configuration that is trained and evaluated for every seed and fold.
 
     Attributes:
         label: its name in tables and files.
@@ -144,10 +150,11 @@ class Experiment:
         path: file of the definition.
         name: of the files of results.
         title: heading of the table.
-        seeds: of training; every run is trained once for each.
+        seeds: of training; every run is trained once for each (and each fold).
         reference: label of the method that the other methods are compared with.
         runs: in the order of the table's columns.
         endpoints: in the order of the table's rows.
+        folds: "path=value" of each, none where the runs are trained on one division of the data.
     """
 
     path: str
@@ -157,6 +164,7 @@ class Experiment:
     reference: str
     runs: tuple[Run, ...]
     endpoints: tuple[Endpoint, ...] = ()
+    folds: tuple[str, ...] = ()
 
 
 def read_experiment(path: str | Path) -> Experiment:
@@ -173,13 +181,14 @@ def read_experiment(path: str | Path) -> Experiment:
         ) from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
         raise FusionError(f"{path} cannot be read: {first_line(error)}") from error
-    _check_fields(str(path), tree, _FIELDS, optional=("overrides", "endpoints"))
+    _check_fields(str(path), tree, _FIELDS, optional=("overrides", "folds", "endpoints"))
     common = _read_overrides(str(path), tree)
     seeds = tree["seeds"]
     if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise FusionError(f"{path}: seeds is {seeds}: it must list integers from 0 upwards")
     if len(set(seeds)) < len(seeds):
         raise FusionError(f"{path}: seeds is {seeds}: one of them stands there twice")
+    folds = _read_folds(str(path), tree)
     _check_name(f"{path}: name", tree["name"])
     runs = tuple(
         _read_run(f"{path}: runs.{label}", label, tree["runs"][label], common)
@@ -202,6 +211,7 @@ def read_experiment(path: str | Path) -> Experiment:
             _read_endpoint(f"{path}: endpoints.{label}", label, patterns)
             for label, patterns in tree.get("endpoints", {}).items()
         ),
+        folds=folds,
     )
 
 
@@ -230,9 +240,21 @@ def _read_endpoint(where: str, label: str, patterns: Any) -> Endpoint:
     return Endpoint(label, tuple(patterns))
 
 
-def _read_overrides(where: str, tree: Mapping[str, Any]) -> tuple[str, ...]:
+def _read_folds(where: str, tree: Mapping[str, Any]) -> tuple[str, ...]:
+    """The override of each fold, none where the field is absent."""
+    folds = _read_overrides(where, tree, "folds")
+    if "folds" in tree and len(folds) < 2:
+        raise FusionError(f"{where}: folds is {list(folds)}: list two or more, or leave it out")
+    if len(set(folds)) < len(folds):
+        raise FusionError(f"{where}: folds is {list(folds)}: one of them stands there twice")
+    return folds
+
+
+def _read_overrides(
+    where: str, tree: Mapping[str, Any], name: str = "overrides"
+) -> tuple[str, ...]:
     """The "field=value" entries of a table."""
-    overrides = tree.get("overrides", [])
+    overrides = tree.get(name, [])
     for override in overrides:
         field, equals, _ = override.partition("=") if isinstance(override, str) else ("", "", "")
         if not equals or field.startswith("-"):

@@ -1,8 +1,9 @@
-"""The result files of an experiment: one for each run and seed, and what they must agree with.
+"""The result files of an experiment: one for each run, seed and fold; what they must agree with.
 
-A result file is small, named after its run and seed, and kept with the project (docs/results). It
-holds which examples were predicted right under each condition; what the examples are is kept once
-for all runs. So tables can be made, and experiments gone on with, where the checkpoints are not.
+A result file is small, named after its run, seed and fold, and kept with the project
+(docs/results). It holds which examples were predicted right under each condition; what the examples
+are is kept once for all runs, by fold. So tables can be made, and experiments gone on with, where
+the checkpoints are not.
 """
 
 import base64
@@ -28,28 +29,46 @@ SCHEMA = 1
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run with one seed.
+    """One run with one seed, and one fold where the experiment has folds.
 
     Attributes:
         run: what is trained.
         seed: with which seed.
         folder: of the run, with checkpoints and per-example records.
         result: the file that says what came out.
+        fold: position in the experiment's folds, None where it has none.
+        fold_override: "path=value" of that fold.
     """
 
     run: Run
     seed: int
     folder: Path
     result: Path
+    fold: int | None = None
+    fold_override: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.run.label} seed {self.seed}"
+        fold = "" if self.fold is None else f" fold {self.fold} ({self.fold_override})"
+        return f"{self.run.label} seed {self.seed}{fold}"
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Those of the run, then that of the fold."""
+        return (*self.run.overrides, *([self.fold_override] if self.fold_override else []))
+
+    def build(self) -> Config:
+        """The checked configuration for the seed and fold.
+
+        Raises:
+            FusionError: for a file, a field or a value that cannot work, in one line.
+        """
+        return dataclasses.replace(self.run, overrides=self.overrides).build(self.seed)
 
     def definition(self) -> dict[str, Any]:
         """What a result file says was asked for."""
         return {
             "config": self.run.config,
-            "overrides": list(self.run.overrides),
+            "overrides": list(self.overrides),
             "seed": self.seed,
         }
 
@@ -89,12 +108,12 @@ class Examples:
 
 
 def examples_path(job: Job) -> Path:
-    """The file with the examples of a job's experiment."""
-    return job.result.parent / "examples.npz"
+    """The file with the examples of a job's experiment, and of its fold where there are folds."""
+    return job.result.parent / f"examples{_ending(job.fold)}.npz"
 
 
 def read_examples(job: Job) -> Examples:
-    """The examples of a job's experiment.
+    """The examples of a job's experiment and fold.
 
     Raises:
         FusionError: where they are missing or damaged.
@@ -165,23 +184,32 @@ def unpack(text: str, num: int) -> Bool[np.ndarray, " n"]:
 
 
 def make_jobs(experiment: Experiment, *, workdir: Path, results: Path) -> list[Job]:
-    """All runs with all seeds: first every run with the first seed, so that tables fill evenly.
+    """All runs with all seeds and folds: first all with the first seed, so that tables fill evenly.
 
     Args:
         experiment: the definition.
         workdir: folder for checkpoints and records.
         results: folder for result files, docs/results in this project.
     """
+    folds: list[tuple[int | None, str | None]] = [*enumerate(experiment.folds)]
     return [
         Job(
             run,
             seed,
-            workdir / experiment.name / run.label / f"seed_{seed}",
-            results / experiment.name / f"{run.label}_seed{seed}.json",
+            workdir / experiment.name / run.label / f"seed_{seed}{_ending(fold)}",
+            results / experiment.name / f"{run.label}_seed{seed}{_ending(fold)}.json",
+            fold,
+            override,
         )
         for seed in experiment.seeds
+        for fold, override in folds or [(None, None)]
         for run in experiment.runs
     ]
+
+
+def _ending(fold: int | None) -> str:
+    """What names of files and folders say of a fold."""
+    return "" if fold is None else f"_fold{fold}"
 
 
 def changed_field(job: Job, config: Config) -> str | None:
@@ -199,6 +227,8 @@ def changed_field(job: Job, config: Config) -> str | None:
     if result:
         resolved = _without_free(result["resolved"])
         made, before = job.result, {"definition": result["definition"], "resolved": resolved}
+        if "unseen" not in resolved:  # It adds conditions and leaves those of the result alone.
+            now["resolved"].pop("unseen", None)
     elif begun.exists():
         made, before = job.folder, now | {"resolved": _without_free(read_json(begun))}
     else:

@@ -5,10 +5,11 @@ python -m fusion_jax.experiments list experiments/av_mnist.toml
 python -m fusion_jax.experiments collect experiments/av_mnist.toml
 python -m fusion_jax.experiments table experiments/av_mnist.toml
 
-`run` trains and evaluates every run with every seed that has no result yet and writes one file for
-each, docs/results/<name>/<run>_seed<s>.json; started again after a kill it goes on, and several
-processes share the work. `list` says how far it is. `collect` writes docs/results/<name>.json from
-these files, `table` docs/results/<name>.md from that file alone.
+`run` trains and evaluates every run with every seed (and fold) that has no result yet and writes
+one file for each, docs/results/<name>/<run>_seed<s>.json, with folds <run>_seed<s>_fold<k>.json;
+started again after a kill it goes on, and several processes share the work. `list` says how far it
+is. `collect` writes docs/results/<name>.json from these files, `table` docs/results/<name>.md from
+that file alone.
 """
 
 import json
@@ -75,7 +76,7 @@ def run_jobs(jobs: Sequence[Job], *, allow: Sequence[str] = ()) -> dict[Job, str
 
 def _checked_configs(jobs: Sequence[Job]) -> dict[Job, Config]:
     """All configurations, refused where one differs from what was run."""
-    configs = {job: job.run.build(job.seed) for job in jobs}
+    configs = {job: job.build() for job in jobs}
     for job, config in configs.items():
         changed = changed_field(job, config)
         if changed:
@@ -153,7 +154,7 @@ def learning_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def _command(job: Job) -> str:
     """What makes the same run by hand."""
-    overrides = [f"--config.{override}" for override in (*job.run.overrides, f"seed={job.seed}")]
+    overrides = [f"--config.{override}" for override in (*job.overrides, f"seed={job.seed}")]
     words = ["train.py", f"--config={job.run.config}", *overrides, f"--workdir={job.folder}"]
     return shlex.join(words)
 
@@ -164,11 +165,12 @@ def _lock(job: Job) -> Path:
 
 
 def list_jobs(jobs: Sequence[Job]) -> str:
-    """A line for each run and seed, how many are done, and the hours that are left."""
+    """A line for each run, seed and fold, how many are done, and the hours that are left."""
     lines, left, seconds = [], [], {}
     for job in jobs:
         state, words = _state(job)
-        lines.append(f"{job.run.label}  seed {job.seed}  {state}  {words}".rstrip())
+        fold = "" if job.fold is None else f"fold {job.fold} ({job.fold_override})  "
+        lines.append(f"{job.run.label}  seed {job.seed}  {fold}{state}  {words}".rstrip())
         finished = job.finished() if state == "done" else None
         if finished is None:
             left.append(job)
@@ -180,7 +182,7 @@ def list_jobs(jobs: Sequence[Job]) -> str:
 
 def _state(job: Job) -> tuple[str, str]:
     """What became of a job, and what there is to say about it."""
-    changed = changed_field(job, job.run.build(job.seed))
+    changed = changed_field(job, job.build())
     if changed:
         return "changed", changed
     result = job.read_result()

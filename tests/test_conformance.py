@@ -124,6 +124,21 @@ def test_scheduler_starts_static(kind):
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
+def test_scheduler_weighs_by_the_true_noise_only_where_it_says_so(kind):
+    inputs, scheduler = make_scheduler_input(rows=20), kind.example()
+    variables = perturbed(init(scheduler, inputs, train=False))
+    other = inputs.replace(noise_level=3 + 2 * inputs.noise_level[::-1])
+    first, second = (apply(scheduler, variables, x, train=False).weights for x in (inputs, other))
+    several = np.asarray(inputs.present.sum(axis=1)) > 1
+    if getattr(scheduler, "reads_noise_level", False):
+        assert np.abs(first - second)[several].max() > 1e-4
+    else:
+        np.testing.assert_array_equal(first, second)
+        unknown = apply(scheduler, variables, inputs.replace(noise_level=None), train=False).weights
+        np.testing.assert_array_equal(first, unknown)
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
 def test_scheduler_permutes_with_renamed_modalities(kind):
     inputs, scheduler = make_scheduler_input(rows=20, num=3), kind.example()
     variables = perturbed(init(scheduler, inputs, train=False))

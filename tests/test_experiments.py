@@ -66,9 +66,10 @@ def test_every_run_of_a_definition_builds(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     experiment = read_experiment(path.relative_to(ROOT))
     assert experiment.name == path.stem
-    for run in experiment.runs:
-        config = run.build(experiment.seeds[-1])
-        assert (config.seed, config.num_seeds) == (experiment.seeds[-1], 1)
+    for job in make_jobs(experiment, workdir=path.parent, results=path.parent):
+        if job.seed == experiment.seeds[-1]:
+            config = job.build()
+            assert (config.seed, config.num_seeds) == (job.seed, 1)
 
 
 # Definitions
@@ -140,6 +141,9 @@ def test_overrides_reach_their_own_run_alone(define):
         ('title = "Tiny"', "title = 3", "title is 3: it must be a string"),
         ('title = "Tiny"', 'titel = "T"', "has a field 'titel': there are name, title, seeds"),
         ("[0, 1, 4]", "[0, 1, 0]", "one of them stands there twice"),
+        ('title = "Tiny"', 'title = "Tiny"\nfolds = ["a=1"]', "list two or more, or leave it out"),
+        ('title = "Tiny"', 'title = "Tiny"\nfolds = ["a=1", "a=1"]', "one of them stands there tw"),
+        ('title = "Tiny"', 'title = "Tiny"\nfolds = ["a=1", "a"]', "'a' must read 'field=value'"),
         ("[0, 1, 4]", "[]", "it must list integers from 0 upwards"),
         ("[0, 1, 4]", "[true]", "it must list integers from 0 upwards"),
         ('name = "tiny"', 'name = "../tiny"', "'../tiny': it names files"),
@@ -203,9 +207,14 @@ def finish(job, *, correct, modalities=("audio", "image"), labels=None, config=N
     labels, num = labels or LABELS[modalities], correct.shape[1]
     path = seed_folder(job.folder, 0) / "records_test.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    clusters = {"speaker": np.arange(num) // 4, "digit": np.arange(num) % 7}
+    start = 1000 * (job.fold or 0)  # speakers differ by fold, digits are the same
+    clusters = {"speaker": start + np.arange(num) // 4, "digit": np.arange(num) % 7}
     np.savez_compressed(
-        path, example_id=np.arange(num) + 100, correct=correct, cells=np.array(labels), **clusters
+        path,
+        example_id=start + np.arange(num) + 100,
+        correct=correct,
+        cells=np.array(labels),
+        **clusters,
     )
     (job.folder / "run.json").write_text(json.dumps({"data": {"clusters": list(clusters)}}))
     rows = [
@@ -221,7 +230,7 @@ def finish(job, *, correct, modalities=("audio", "image"), labels=None, config=N
         "schema": 1,
         "run": job.run.label,
         "definition": job.definition(),
-        "resolved": to_tree(config or job.run.build(job.seed)),
+        "resolved": to_tree(config or job.build()),
         "command": f"train.py --config={job.run.config}",
         "status": "done",
         "commit": "0123456789ab",
@@ -345,6 +354,97 @@ def test_table_of_a_run_without_any_seed(evaluated):
 # Endpoints
 
 ENDPOINTS = (Endpoint("inside", ("clean", "noise/*/[12]", "clean*")), Endpoint("gone", ("miss*",)))
+
+
+FOLDED = (
+    GOOD.replace("[0, 1, 4]", "[0, 1]").replace(
+        'reference = "static"', 'reference = "static"\nfolds = ["eval_every=3", "eval_every=5"]'
+    )
+    + '\n[endpoints]\nmissing = ["missing/*"]\n'
+)
+
+
+@pytest.fixture
+def folded(define, tmp_path):
+    """udml and static ran with seed 0 and both folds, udml with seed 1 and the first fold."""
+    experiment = define(FOLDED)
+    jobs = {(job.run.label, job.seed, job.fold): job for job in jobs_of(experiment, tmp_path)}
+    arrays = {}
+    for place, key in enumerate(
+        [*((m, 0, k) for m in ("udml", "static") for k in (0, 1)), ("udml", 1, 0)]
+    ):
+        num = NUM - 10 * key[2]
+        arrays[key] = (np.random.default_rng(place).uniform(size=(4, num)) < 0.6).astype(np.float32)
+        finish(jobs[key], correct=arrays[key])
+    return experiment, jobs, arrays
+
+
+def test_folds_are_jobs_of_their_own(folded, tmp_path):
+    experiment, jobs, _ = folded
+    assert len(jobs) == 3 * 2 * 2
+    job = jobs["udml", 1, 0]
+    assert job.result == tmp_path / "results/tiny/udml_seed1_fold0.json"
+    assert job.folder == tmp_path / "runs/tiny/udml/seed_1_fold0"
+    assert examples_path(job).name == "examples_fold0.npz" and examples_path(job).exists()
+    assert [jobs["udml", 1, k].build().eval_every for k in (0, 1)] == [3, 5]
+    assert job.definition()["overrides"][-1] == "eval_every=3"
+    lines = list_jobs(list(jobs.values())).splitlines()
+    assert "udml  seed 1  fold 0 (eval_every=3)  done  1.5 min" in lines
+    assert "udml  seed 1  fold 1 (eval_every=5)  missing" in lines
+    # The order of the folds names the files: another order is another definition.
+    turned = dataclasses.replace(experiment, folds=experiment.folds[::-1])
+    other = jobs_of(turned, tmp_path)[0]
+    assert "eval_every=3, the definition now says eval_every=5" in changed_field(
+        other, other.build()
+    )
+
+
+def test_folds_are_joined_and_a_seed_without_all_of_them_is_left_out(folded):
+    experiment, jobs, arrays = folded
+    result = collect(experiment, list(jobs.values()))
+    joined = {m: np.hstack([arrays[m, 0, k] for k in (0, 1)]) for m in ("udml", "static")}
+    speaker = np.concatenate([np.arange(NUM) // 4, 1000 + np.arange(NUM - 10) // 4])
+    digit = np.concatenate([np.arange(NUM) % 7, np.arange(NUM - 10) % 7])
+    clusters, num = {"speaker": speaker, "digit": digit}, 2 * NUM - 10
+    weights = bootstrap_weights(clusters, num=num)
+    for i, label in enumerate(LABELS["audio", "image"]):
+        found, values = result["cells"]["udml"][label], joined["udml"][i][None]
+        assert found == pytest.approx([values.mean(), *seed_interval(values, weights)], abs=1e-7)
+    missing = {m: values[2:].mean(axis=0)[None] for m, values in joined.items()}
+    (p,) = seed_p_values([missing["udml"] - missing["static"]], clusters, num=num)
+    assert result["endpoints"]["p_values"]["udml - static"]["missing"][0] == pytest.approx(p)
+    assert result["data"]["num_examples"] == num
+    assert result["incomplete"] == {"udml seed 1": 1}
+    # Of seed 0 alone: with seed 1 the mean of audio would be lower.
+    assert result["runs"]["udml"]["update_scale"] == pytest.approx({"audio": 1.5, "image": 0.5})
+    second = result["by_fold"]["eval_every=5"]["static"]
+    assert second["clean"] == pytest.approx(arrays["static", 0, 1][0].mean())
+    assert second["missing"] == pytest.approx(arrays["static", 0, 1][2:].mean())
+    assert result["by_fold"]["eval_every=5"].keys() == {"udml", "static"}
+
+
+def test_table_knows_the_folds(folded):
+    experiment, jobs, arrays = folded
+    page = render_tables(collect(experiment, list(jobs.values())))
+    assert "on the 70 examples of 2 folds (not resampled), of the test split of toy" in page
+    assert table_cells(page, "seeds run") == [["1 of 2", "1 of 2", "0 of 2"]]
+    assert "all folds are finished: udml seed 1: 1 of 2 folds." in page
+    by_fold = page.partition("## By fold")[2]
+    means = [f"{100 * arrays[m, 0, 1][0].mean():.2f}" for m in ("udml", "static")]
+    assert table_cells(by_fold, "5")[0] == ["clean", *means]
+    made = [row[:2] + row[3:4] for row in table_cells(by_fold, "udml")]
+    assert made == [["0", "3", "7"], ["0", "5", "7"], ["1", "3", "7"], ["1", "5", "not run"]]
+
+
+def test_folds_without_a_whole_seed_or_under_other_conditions_are_refused(folded):
+    experiment, jobs, arrays = folded
+    jobs["static", 0, 0].result.unlink()
+    jobs["udml", 0, 0].result.unlink()
+    with pytest.raises(FusionError, match="no run with all 2 folds of a seed yet"):
+        collect(experiment, list(jobs.values()))
+    finish(jobs["udml", 0, 0], correct=arrays["udml", 0, 0], labels=["clean", "a", "b", "c"])
+    with pytest.raises(FusionError, match="evaluated under other conditions"):
+        collect(experiment, list(jobs.values()))
 
 
 def test_conditions_of_an_endpoint_match_a_pattern_and_count_once():

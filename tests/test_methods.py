@@ -15,14 +15,15 @@ COLUMNS = ["id", "paper says", "released code does", "we do", "why", "test"]
 
 
 def tables() -> list[list[list[str]]]:
-    """The cells of each table, row by row, its head first."""
+    """The cells of each table of deviations, row by row, its head first."""
     found: list[list[list[str]]] = [[]]
     for line in TEXT.splitlines():
         if line.startswith("|"):
             found[-1].append([cell.strip() for cell in line.strip("|").split("|")])
         elif found[-1]:
             found.append([])
-    return [[row for row in table if set(row[0]) != {"-"}] for table in found if table]
+    cleaned = [[row for row in table if set(row[-1]) != {"-"}] for table in found if table]
+    return [table for table in cleaned if table[0][-1] == COLUMNS[-1]]
 
 
 def defined(path: str) -> set[str]:
@@ -32,13 +33,14 @@ def defined(path: str) -> set[str]:
 
 
 def test_tables_have_every_deviation_once():
-    mwam, ogm = tables()
-    assert mwam[0] == ogm[0] == COLUMNS
-    assert {len(row) for row in mwam + ogm} == {len(COLUMNS)}
+    mwam, ogm, udml = tables()
+    assert mwam[0] == ogm[0] == udml[0] == COLUMNS
+    assert {len(row) for row in mwam + ogm + udml} == {len(COLUMNS)}
     expected = [f"M{i}" for i in range(1, 22) if f"M{i}" not in NOT_PORTED]
     assert [row[0] for row in mwam[1:]] == expected
     assert [row[0] for row in ogm[1:]] == [f"G{i}" for i in range(1, len(ogm))]
-    assert all(all(row) for row in mwam + ogm)
+    assert [row[0] for row in udml[1:]] == [f"U{i}" for i in range(1, 20)]
+    assert all(all(row) for row in mwam + ogm + udml)
 
 
 def test_what_is_not_ported_is_listed_with_a_reason():

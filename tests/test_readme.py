@@ -15,12 +15,19 @@ import optax
 import pytest
 from flax import nnx
 
+from fusion_jax.encoders.resnet import ResNetEncoder
+from fusion_jax.fusion.sum import SumFusion
+from fusion_jax.models import FusionModel
+from fusion_jax.schedulers.static import StaticScheduler
+from fusion_jax.schedulers.udml import UDMLScheduler
+from fusion_jax.tasks.classification import ClassificationHead
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
 CODE = [text for kind, text in BLOCKS if kind == "python"]
-PREDICT, LINEN, NNX, OWN = CODE
+PREDICT, UDML, LINEN, NNX, OWN = CODE
 # The full audio-visual MNIST run takes a quarter of an hour a seed: here its length alone is cut.
 SHORTER = {
     "train.py --config=configs/av_mnist.py": "--config.num_steps=60 --config.eval_every=30 "
@@ -113,6 +120,77 @@ def check_scaled(before, after, weights):
     depth, rgb = (1e-3 * float(weight) for weight in weights)
     expected = {"depth": depth, "rgb": rgb, "head": 1e-3}
     assert moved == pytest.approx(expected, rel=1e-2)
+
+
+def parameters_of_host(scheduler, probabilistic=False):
+    """Number of parameters of two ResNet-18 encoders, a scheduler, a sum and a head."""
+    model = FusionModel(
+        encoders={name: ResNetEncoder(probabilistic=probabilistic) for name in NAMES},
+        scheduler=scheduler,
+        fusion=SumFusion(),
+        head=ClassificationHead(num_classes=10),
+    )
+    images = {name: jnp.zeros((1, 16, 16, 3)) for name in NAMES}
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    shapes = jax.eval_shape(
+        lambda: model.init(keys, images, jnp.ones((1, 2), bool), train=False)["params"]
+    )
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def test_readme_says_how_many_parameters_udml_adds():
+    host = parameters_of_host(StaticScheduler())
+    exponents = 2
+    for probabilistic in (False, True):
+        added = parameters_of_host(UDMLScheduler(), probabilistic) - host - exponents
+        said = f"{added:,} parameters ({100 * added / host:.2f} %)"
+        assert said in README
+
+
+def noisy_streams(rows=64):
+    """Clean images in the first half of the rows, noisy colour in the second; noise levels [B, M].
+
+    Both streams tell the label.
+    """
+    generator = np.random.default_rng(1)
+    clean, labels = two_streams(rows)
+    level = np.zeros((rows, 2), np.float32)
+    level[rows // 2 :, 1] = 3.0
+    noise = level[:, 1, None, None, None] * generator.normal(size=clean["rgb"].shape)
+    return clean | {"rgb": jnp.asarray(clean["rgb"] + noise, jnp.float32)}, level, labels
+
+
+def test_readme_udml_in_a_linen_loop_of_ones_own():
+    class Encoder(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(16)(nn.gelu(nn.Dense(32)(x.reshape(len(x), -1))))
+
+    assert sum("#" in line for line in UDML.splitlines()) == 10  # as the text says
+    space = {"jax": jax, "jnp": jnp, "nn": nn, "optax": optax, "Encoder": Encoder}
+    exec(UDML, space)
+    model = space["model"] = space["Model"]()
+    tx = space["tx"] = optax.adam(3e-3)
+    images, level, labels = noisy_streams()
+    state = model.init(jax.random.key(0), images, train=False)
+    params = state.pop("params")
+    before, fusion = model.apply({"params": params, **state}, images, train=False)
+    np.testing.assert_allclose(fusion.weights, 0.5)
+    # At the start it is the model without UDML.
+    stack = sum(Encoder().apply({"params": params[name]}, images[name]) for name in NAMES)
+    plain = nn.Dense(3).apply({"params": params["head"]}, stack)
+    np.testing.assert_allclose(before, plain, rtol=1e-4, atol=1e-5)
+    share, opt_state = np.asarray(jax.tree.leaves(state)[0]), tx.init(params)
+    for _ in range(150):
+        params, state, opt_state = space["train_step"](
+            params, state, opt_state, images, level, labels
+        )
+    after, fusion = model.apply({"params": params, **state}, images, train=False)
+    assert (np.argmax(after, axis=-1) == labels).mean() > 0.9
+    colour = np.asarray(fusion.weights[:, 1])
+    # The noise is not told here: what is noisy has lost weight to what is clean.
+    assert colour[32:].mean() < colour[:32].mean() - 0.1
+    assert np.abs(np.asarray(jax.tree.leaves(state)[0]) - share).max() > 0.01
 
 
 def test_readme_mwam_in_a_linen_loop_of_ones_own():

@@ -52,9 +52,10 @@ def test_av_mnist_trains_and_evaluates_on_the_real_data(tmp_path, real_data):
         "num_classes": 10,
         "modalities": ["audio", "image"],
     }
-    rows = {
-        (row["modality"], row["severity"], tuple(row["missing"])): row for row in report["cells"]
-    }
+    trained = [row for row in report["cells"] if not row["unseen"]]
+    rows = {(row["modality"], row["severity"], tuple(row["missing"])): row for row in trained}
+    # Another kind of noise on either modality; every pair of severities, and two mixtures.
+    assert len(report["cells"]) == 13 + 10 and len(report["joint"]) == 25 + 2
     # clean, five severities of two modalities, two missing patterns
     assert len(rows) == 13
     # 200 steps reach far above chance; the full run is in docs/results.
@@ -68,19 +69,18 @@ def test_av_mnist_trains_and_evaluates_on_the_real_data(tmp_path, real_data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "num_steps", "num_test", "num_cells", "accuracy"),
+    ("name", "num_steps", "num_test", "num_kinds", "num_patterns", "accuracy"),
     [
-        # Cells: clean, five severities of each modality, every missing pattern. Accuracies are far
-        # above chance (0.04, 0.1, 0.1, 0.25) and below those of whole runs.
-        ("grid_letters", 120, 200, 1 + 5 * 2 + 2, 0.3),
-        ("grid_digits", 120, 200, 1 + 5 * 2 + 2, 0.6),
-        ("handwritten", 120, 400, 1 + 5 * 6 + 62, 0.8),
-        ("uea", 100, 152, 1 + 5 * 2 + 2, 0.4),
+        # Accuracies are far above chance (0.04, 0.1, 0.1, 0.25) and below those of whole runs.
+        ("grid_letters", 120, 200, 1, 2, 0.3),
+        ("grid_digits", 120, 200, 1, 2, 0.6),
+        ("handwritten", 120, 400, 2, 62, 0.8),
+        ("uea", 100, 152, 1, 2, 0.4),
     ],
     ids=["letters", "digits", "views", "series"],
 )
 def test_config_trains_and_evaluates_on_the_real_data(
-    name, num_steps, num_test, num_cells, accuracy, tmp_path, real_data
+    name, num_steps, num_test, num_kinds, num_patterns, accuracy, tmp_path, real_data
 ):
     workdir = tmp_path / "run"
     done = program(
@@ -96,10 +96,13 @@ def test_config_trains_and_evaluates_on_the_real_data(
     assert done.returncode == 0, done.stderr
     report = json.loads((workdir / "report.json").read_text())
     assert report["data"]["num_examples"] == num_test
-    assert len(report["cells"]) == num_cells
+    modalities = report["data"]["modalities"]
+    # Clean, five severities of each kind of noise on each modality, every missing pattern.
+    assert len(report["cells"]) == 1 + 5 * num_kinds * len(modalities) + num_patterns
     assert report["cells"][0]["accuracy"] > accuracy
     # The noise of every modality reaches the predictions, at every strength. It need not hurt yet:
     # after few steps five clean views carry the sixth.
-    for modality in report["data"]["modalities"]:
+    for modality in modalities:
         cells = [row for row in report["cells"] if row["modality"] == modality]
-        assert len({row["nll"] for row in [report["cells"][0], *cells]}) == 6
+        found = {row["nll"] for row in [report["cells"][0], *cells]}
+        assert len(found) == 1 + 5 * num_kinds

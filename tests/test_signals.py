@@ -237,14 +237,34 @@ def make_noise_variables(signal, inputs, seed=0):
 def test_predicted_noise_is_trained_on_the_log_of_the_total_scale():
     inputs, signal = make_scheduler_input(rows=12, num=3), PredictedNoise(hidden=8, loss_weight=2.0)
     variables = make_noise_variables(signal, inputs)
+    for name in inputs.modalities:  # all outputs above 0, where rho is not cut
+        variables["params"][f"scale_{name}"]["bias"] += 3.0
     found = jax.jit(lambda: signal.apply(variables, inputs, train=True))()
     rho, level = np.float64(found.value), np.float64(inputs.noise_level)
-    assert (rho >= 1).all() and np.ptp(rho) > 0.1
+    assert (rho > 1).all() and np.ptp(rho) > 0.1
     # Clean is 1 and noise of level l on top makes sqrt(1 + l^2): squared error of the logarithms
     # over the present modalities, times the weight.
     error = (np.log(rho) - np.log(np.sqrt(1 + level**2))) ** 2 * np.asarray(inputs.present)
     np.testing.assert_allclose(found.aux_loss, 2.0 * error.sum(axis=1), rtol=1e-5, atol=1e-6)
     assert (np.asarray(found.aux_loss)[:-1] > 0).all()
+
+
+def test_predicted_noise_below_clean_is_clean_and_still_learns():
+    inputs, signal = make_scheduler_input(rows=12, num=2), PredictedNoise(hidden=8)
+    variables = make_noise_variables(signal, inputs)
+    for name in inputs.modalities:
+        variables["params"][f"scale_{name}"]["bias"] -= 30.0
+    found = jax.jit(lambda: signal.apply(variables, inputs, train=True))()
+    np.testing.assert_array_equal(found.value, 1)
+
+    @jax.jit
+    def gradient(params):
+        return jax.grad(lambda p: signal.apply({"params": p}, inputs, train=True).aux_loss.sum())(
+            params
+        )
+
+    for name in inputs.modalities:  # the output is far too low: it must rise
+        assert gradient(variables["params"])[f"scale_{name}"]["bias"] < -1
 
 
 @pytest.mark.parametrize(
@@ -263,8 +283,7 @@ def test_predicted_noise_has_no_loss(train, known):
 def test_predicted_noise_starts_equal_for_all_modalities():
     inputs, signal = make_scheduler_input(num=3), PredictedNoise(hidden=8)
     found, _ = jax.jit(lambda: signal.init_with_output(jax.random.key(0), inputs, train=False))()
-    # softplus(0) = log 2, so rho is 2.
-    np.testing.assert_allclose(found.value, 2, rtol=1e-6)
+    np.testing.assert_array_equal(found.value, 1)
 
 
 def draw_tokens(batches, rows, seed):

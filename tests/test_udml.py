@@ -1,5 +1,7 @@
 """UDML's arithmetic against numbers of the authors' code."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -179,11 +181,12 @@ def apply_scheduler(scheduler, inputs, *, train):
     return found
 
 
-def test_weights_are_equal_before_the_start_in_training_alone():
+def test_weights_are_equal_before_the_start_in_training_and_evaluation():
     inputs = make_scheduler_input()
     scheduler = UDMLScheduler(signals=(PredictedNoise(hidden=4),), exponents=(0.5,), start=0.6)
     equal = uniform_weights(inputs.present)
-    for progress, train, same in ((0.5, True, True), (0.7, True, False), (0.5, False, False)):
+    cases = itertools.product(((0.5, True), (0.7, False)), (True, False))
+    for (progress, same), train in cases:
         found = apply_scheduler(scheduler, inputs.replace(progress=progress), train=train)
         assert np.allclose(found.weights, equal, atol=1e-6) == same
         assert np.any(found.aux_loss) == train  # the estimator learns from the first step

@@ -30,8 +30,9 @@ def render_tables(result: Mapping[str, Any]) -> str:
         f"Generated from [{name}.json]({name}.json), do not edit: "
         f"`python -m fusion_jax.experiments table {result['definition']}`.",
         "",
-        f"Accuracy in percent on the {data['num_examples']} examples of the {data['split']} split "
-        f"of {data['name']}, mean over training seeds, with the 95 % interval of a bootstrap over "
+        f"Accuracy in percent on the {data['num_examples']} examples of {_folds(result)}the "
+        f"{data['split']} split of {data['name']}, mean over training seeds, with the 95 % "
+        f"interval of a bootstrap over "
         f"{' x '.join(['seeds', *(result['clusters'] or ['examples'])])}. {_trained(runs)} "
         f"'{NOT_RUN}' stands where a run has no result: it was not trained yet, or lacks the input "
         "that the condition is about.",
@@ -71,7 +72,43 @@ def render_tables(result: Mapping[str, Any]) -> str:
             "",
             *_rows(columns, {}),
         ]
-    return "\n".join([*lines, "", *_made(result), ""])
+    return "\n".join([*lines, *_by_fold(result), "", *_made(result), ""])
+
+
+def _folds(result: Mapping[str, Any]) -> str:
+    """How many folds, for the first sentence; nothing where there are none."""
+    return f"{len(result['folds'])} folds (not resampled), of " if "folds" in result else ""
+
+
+def _fold_names(result: Mapping[str, Any]) -> list[str]:
+    """What each fold is called: the value of its override where that tells them apart."""
+    values = [fold.partition("=")[2] for fold in result["folds"]]
+    return [*map(_plain, values if len(set(values)) == len(values) else result["folds"])]
+
+
+def _by_fold(result: Mapping[str, Any]) -> list[str]:
+    """The section of each fold's means; nothing where there are no folds."""
+    if "folds" not in result:
+        return []
+    columns = next(iter(result["by_fold"].values()))
+    lines = [
+        "",
+        "## By fold",
+        "",
+        "Mean accuracy in percent on the examples of each fold alone, over the seeds that count; "
+        "plain means without intervals:",
+        "",
+        _row("fold", ("condition or endpoint", *columns)),
+        "|---" * (len(columns) + 2) + "|",
+    ]
+    for name, methods in zip(_fold_names(result), result["by_fold"].values(), strict=True):
+        for label in dict.fromkeys(label for means in methods.values() for label in means):
+            cells = [
+                f"{100 * means[label]:.2f}" if label in means else NOT_RUN
+                for means in methods.values()
+            ]
+            lines.append(_row(name, (label, *cells)))
+    return lines
 
 
 def _endpoints(result: Mapping[str, Any]) -> list[str]:
@@ -143,9 +180,14 @@ def _trained(runs: Mapping[str, Any]) -> str:
 
 
 def _seeds(result: Mapping[str, Any]) -> list[str]:
-    """Per run, how many of the seeds were run."""
+    """Per run, how many of the seeds were run, with all folds where there are any."""
     wanted = len(result["seeds"])
-    return [f"{len(run['made'])} of {wanted}" for run in result["runs"].values()]
+    folds = range(len(result.get("folds", [])))
+    whole = [{f"{seed}/{k}" for k in folds} or {str(seed)} for seed in result["seeds"]]
+    return [
+        f"{sum(entries <= {*run['made']} for entries in whole)} of {wanted}"
+        for run in result["runs"].values()
+    ]
 
 
 def _rows(
@@ -194,27 +236,39 @@ def _interval(values: Sequence[float] | None) -> str:
 
 
 def _made(result: Mapping[str, Any]) -> list[str]:
-    """How each run and seed was made."""
-    lines = [
-        "Made with:",
-        "",
-        _row(
-            "run",
-            ("seed", "command", "step of the best checkpoint", "minutes", "commit", "hardware"),
-        ),
-        "|---" * 7 + "|",
-    ]
+    """How each run, seed and fold was made."""
+    heads = ("command", "step of the best checkpoint", "minutes", "commit", "hardware")
+    keys = ("seed", "fold") if "folds" in result else ("seed",)
+    lines = ["Made with:", "", _row("run", (*keys, *heads)), "|---" * (len(keys) + 6) + "|"]
     for label, run in result["runs"].items():
-        for seed in map(str, result["seeds"]):
-            if seed not in run["made"]:
-                error = run["failed"].get(seed)
+        for entry, named in _entries(result):
+            if entry not in run["made"]:
+                error = run["failed"].get(entry)
                 said = f"failed: {_plain(error)}" if error else NOT_RUN
-                lines.append(_row(label, (seed, said, *[NOT_RUN] * 4)))
+                lines.append(_row(label, (*named, said, *[NOT_RUN] * 4)))
                 continue
-            made = run["made"][seed]
-            cells = (seed, f"`{_plain(made['command'])}`", str(made["step"]), _minutes(made))
+            made = run["made"][entry]
+            cells = (*named, f"`{_plain(made['command'])}`", str(made["step"]), _minutes(made))
             lines.append(_row(label, (*cells, made["commit"] or "unknown", made["hardware"])))
-    return [*lines, "", f"Versions: {_versions(result['runs'])}."]
+    return [*lines, "", *_incomplete(result), f"Versions: {_versions(result['runs'])}."]
+
+
+def _entries(result: Mapping[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
+    """Each seed, or seed and fold: its entry in "made" and "failed", and its cells."""
+    seeds = [str(seed) for seed in result["seeds"]]
+    if "folds" not in result:
+        return [(seed, (seed,)) for seed in seeds]
+    names = _fold_names(result)
+    return [(f"{seed}/{k}", (seed, name)) for seed in seeds for k, name in enumerate(names)]
+
+
+def _incomplete(result: Mapping[str, Any]) -> list[str]:
+    """Which seeds lack folds, in a sentence; nothing where none does."""
+    if not result.get("incomplete"):
+        return []
+    wanted = len(result["folds"])
+    each = ", ".join(f"{name}: {n} of {wanted} folds" for name, n in result["incomplete"].items())
+    return [f"Left out of the numbers until all folds are finished: {each}.", ""]
 
 
 def _minutes(made: Mapping[str, Any]) -> str:

@@ -20,8 +20,8 @@ class PredictedNoise(nn.Module):
 
     | mode | network | value | squared error of |
     |---|---|---|---|
-    | "corrected" | Dense, GELU, Dense | rho = exp(softplus(.)) >= 1 | log rho |
-    | "official" | Dense, dropout 0.1, Dense | exp(. / 2) > 0 | the value, from 1 + level |
+    | "corrected" | Dense, GELU, Dense | rho = exp(max(., 0)) >= 1 | ., from log rho |
+    | "official" | Dense, dropout 0.1, Dense | exp(. / 2) > 0 | exp(. / 2), from 1 + level |
 
     Attributes:
         mode: one of the above. "official" reads the standard deviations of a probabilistic encoder:
@@ -64,9 +64,11 @@ class PredictedNoise(nn.Module):
                 nn.Dense(1, kernel_init=nn.initializers.zeros, name=f"scale_{name}")(x)[:, 0]
             )
         output = jnp.stack(outputs, axis=-1)
-        log_scale = output / 2 if official else jax.nn.softplus(output)
-        # Far beyond any level; only an overflow ends here.
-        value = jnp.exp(jnp.minimum(log_scale, 20.0))
+        log_scale = output / 2 if official else output
+        # The network's output is cut at 0, where rho is 1, and not bent by a softplus: that never
+        # reaches the 0 of clean inputs, which costs rank correlation with weak noise. The error is
+        # of the uncut output, so its gradient stays. Above, only an overflow ends.
+        value = jnp.exp(jnp.clip(log_scale, -20.0 if official else 0.0, 20.0))
         error = jnp.zeros(value.shape[0])
         if train and inputs.noise_level is not None:
             target = 0.5 * jnp.log1p(inputs.noise_level**2)
