@@ -35,12 +35,15 @@ from fusion_jax.fusion.mean import MeanFusion
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.fusion.transformer import TransformerFusion
 from fusion_jax.models import FusionModel
+from fusion_jax.objectives.ma_afs import MAAFSObjective
 from fusion_jax.objectives.ranked_confidence import RankedConfidence
 from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.log_mel import LogMel
 from fusion_jax.preprocess.standardise import Standardise
+from fusion_jax.schedulers.combined import CombinedScheduler
 from fusion_jax.schedulers.constant import ConstantScheduler
+from fusion_jax.schedulers.ma_afs import MAAFSScheduler
 from fusion_jax.schedulers.qmf import QMFScheduler
 from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.true_severity import TrueSeverityScheduler
@@ -60,6 +63,8 @@ VARIANTS = {
     "transformer": (StaticScheduler, BOTH),
     "average": (StaticScheduler, BOTH),
     "qmf": (QMFScheduler, BOTH),
+    "ma_afs": (MAAFSScheduler, BOTH),
+    "combined": (CombinedScheduler, BOTH),
     # Controls of udml: what do adapting, dependence and knowing the noise contribute?
     "quality": (lambda: UDMLScheduler(signals=(PredictedNoise(),), exponents=(0.5,)), BOTH),
     "constant": (ConstantScheduler, BOTH),
@@ -77,6 +82,8 @@ VARIANTS = {
 OBJECTIVES = {
     "qmf": functools.partial(RankedConfidence, num_examples=70000),
     "average": functools.partial(Supervised, fused_weight=0.0),
+    "ma_afs": MAAFSObjective,
+    "combined": MAAFSObjective,
 }
 PROBABILISTIC = ("probabilistic", "udml_official")
 FUSION = {
