@@ -50,6 +50,12 @@ class Recipe:
     noise_start: float = 0.0
     modality_dropout: float = 0.2
 
+    def largest_severity(self) -> float:
+        """The largest severity that training meets, 0 where nothing is ever corrupted."""
+        if not self.corruptions or not self.noise_rate or self.noise_start >= 1:
+            return 0.0
+        return max(self.severities) if self.severities else self.max_severity
+
 
 @dataclasses.dataclass
 class Parallel:

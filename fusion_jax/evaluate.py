@@ -91,7 +91,7 @@ def evaluate(
         "schema": SCHEMA,
         "run": _run_facts(run) | {"trained_steps": steps},
         "data": _data_facts(spec, source, split, run),
-        "training_severity": config.recipe.max_severity if config.recipe.noise_rate else 0.0,
+        "training_severity": config.recipe.largest_severity(),
         "seeds": [config.seed + index for index in range(config.num_seeds)],
         "cells": rows[False],
         "joint": rows[True],
@@ -113,7 +113,7 @@ def evaluation_cells(config: Config, spec: DataSpec) -> list[Cell]:
     for name in sorted(config.unseen):
         for corruption in config.unseen[name]:
             cells += single_cells({name: type(corruption).__name__}, severities)
-    limits = sorted({config.recipe.max_severity, 1.0} - {0.0})
+    limits = sorted({config.recipe.largest_severity(), 1.0} - {0.0})
     return cells + joint_cells(trained, severities=severities, mixed=limits)
 
 
@@ -131,6 +131,7 @@ def save_records(
         arrays[name] = np.stack([cell.records[name] for cell in found])
     arrays["weights"] = np.stack([cell.weights for cell in found])
     arrays["noise_level"] = np.stack([cell.noise_level for cell in found])
+    arrays["present"] = np.stack([cell.present for cell in found])
     arrays["cells"] = np.array(labels)
     np.savez_compressed(path, **arrays)
 
@@ -194,6 +195,12 @@ def _row(
     def by_modality(values: np.ndarray) -> dict[str, float]:
         return dict(zip(spec.names, np.float64(values).mean(axis=0).tolist(), strict=True))
 
+    def where_present(values: np.ndarray) -> dict[str, float | None]:
+        """A signal of an input that is not there means nothing: no mean without any."""
+        chosen = [values[found.present[:, m], m] for m in range(len(spec.names))]
+        means = [float(np.float64(part).mean()) if len(part) else None for part in chosen]
+        return dict(zip(spec.names, means, strict=True))
+
     return {
         **_condition_facts(config, cell),
         "missing": list(cell.missing),
@@ -201,7 +208,7 @@ def _row(
         "accuracy_low": low,
         "accuracy_high": high,
         "weights": by_modality(found.weights),
-        "signals": {name: by_modality(value) for name, value in found.signals.items()},
+        "signals": {name: where_present(value) for name, value in found.signals.items()},
     }
 
 

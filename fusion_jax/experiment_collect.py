@@ -18,6 +18,7 @@ from fusion_jax.errors import FusionError
 from fusion_jax.evaluation.intervals import (
     P_VALUE_BLOCKS,
     RESAMPLES,
+    between_seeds,
     bootstrap_weights,
     holm,
     seed_drop_interval,
@@ -444,6 +445,13 @@ def _endpoints(
             name: {endpoint: _summary(values, weights) for endpoint, values in row.items()}
             for name, row in differences.items()
         },
+        "by_seed": {
+            name: {
+                endpoint: None if values is None else values.mean(axis=1, dtype=float).tolist()
+                for endpoint, values in row.items()
+            }
+            for name, row in differences.items()
+        },
         "p_values": _p_values(differences, clusters),
         "resamples": RESAMPLES * P_VALUE_BLOCKS,
     }
@@ -463,7 +471,12 @@ def _p_values(
     if not known:
         return {name: dict.fromkeys(row) for name, row in differences.items()}
     num = next(iter(known.values())).shape[1]
-    raw = dict(zip(known, seed_p_values([*known.values()], clusters, num=num), strict=True))
+    resampled = seed_p_values([*known.values()], clusters, num=num)
+    # The larger of the two: with few seeds, resampling alone finds differences that are none.
+    raw = {
+        key: max(p, between_seeds(values))
+        for (key, values), p in zip(known.items(), resampled, strict=True)
+    }
     unknown = sum(len(row) for row in differences.values()) - len(raw)
     adjusted = dict(zip(raw, holm([*raw.values(), *[1.0] * unknown])[: len(raw)], strict=True))
     return {

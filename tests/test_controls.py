@@ -20,6 +20,7 @@ from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.predictor import Predictor, load
 from fusion_jax.runs import load_config, restore_best, state_shapes
 from fusion_jax.schedulers.constant import ConstantScheduler
+from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.true_severity import TrueSeverityScheduler
 from fusion_jax.schedulers.udml import UDMLScheduler
 from fusion_jax.signals.predicted_noise import PredictedNoise
@@ -280,3 +281,10 @@ def test_predictor_of_a_checkpoint_from_before_the_start_has_equal_weights(tmp_p
     variables = {"params": state.params, **state.collections}
     late = Predictor(saved.model, variables, spec, progress=1.0)(inputs).weights
     assert np.abs(late - 0.5).max() > 1e-4
+
+
+def test_signals_of_one_class_are_refused():
+    inputs = make_scheduler_input()
+    scheduler = StaticScheduler(signals=(PredictedNoise(hidden=4), PredictedNoise(hidden=8)))
+    with pytest.raises(FusionError, match="has PredictedNoise more than once"):
+        scheduler.init(jax.random.key(0), inputs, train=False)

@@ -10,6 +10,7 @@ import pytest
 from fusion_jax.config import Config, Recipe
 from fusion_jax.corruptions.batch import corrupt_batch
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
+from fusion_jax.corruptions.impulse_noise import ImpulseNoise
 from fusion_jax.corruptions.legacy_noise import LegacyNoise
 from fusion_jax.data.arrays import ArrayData
 from fusion_jax.data.loader import eval_batches
@@ -257,8 +258,11 @@ def test_cells_equal_a_direct_evaluation(run):
             noise = stream(key, condition.corruption, name)
             keys = example_keys(noise, record["example_id"])
             inputs[name] = corrupt_batch(corruption, inputs[name], keys=keys, severity=severity)
-            level = got.noise_level[:, spec.names.index(name)]
-            np.testing.assert_allclose(level, corruption.noise_level(severity), rtol=1e-6)
+            m = spec.names.index(name)
+            level, here = got.noise_level[:, m], record["present"][:, m]
+            expected = np.where(here, corruption.noise_level(severity), 0)
+            np.testing.assert_allclose(level, expected, rtol=1e-6)
+            level = level[here]
             assert (len(np.unique(level)) > 1) == condition.drawn
         keep = np.array([name not in cell.missing for name in spec.names])
         output = config.model.apply(variables, inputs, record["present"] & keep, train=False)
@@ -267,11 +271,42 @@ def test_cells_equal_a_direct_evaluation(run):
         np.testing.assert_allclose(got.weights, output.fusion.weights, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (Cell((("lefft", Condition("GaussianNoise", 1.0)),)), "names the modality 'lefft'"),
+        (Cell(missing=("rihgt",)), "names the modality 'rihgt'"),
+        (Cell((("left", Condition("Rain", 1.0)),)), r"corruption 'Rain' of 'left': there are \["),
+        (Cell((("left", Condition()), ("left", Condition()))), "corrupts one modality twice"),
+    ],
+    ids=["modality", "missing", "corruption", "twice"],
+)
+def test_cells_of_unknown_names_are_refused(run, cell, message):
+    _, _, config, _ = run
+    with pytest.raises(FusionError, match=message):
+        evaluate_grid(compiled_grid(config), {}, [], cells=[cell], key=jax.random.key(0))
+
+
+def test_nothing_to_evaluate_is_refused(run):
+    _, _, config, _ = run
+    with pytest.raises(FusionError, match="there is nothing to evaluate"):
+        evaluate_grid(compiled_grid(config), {}, [], cells=[Cell()], key=jax.random.key(0))
+
+
 def test_two_corruptions_of_one_class_are_refused(run):
     _, _, config, _ = run
     noise = GaussianNoise(deviation=1.0)
     with pytest.raises(FusionError, match="'left' has the corruptions"):
         compiled_grid(dataclasses.replace(config, unseen={"left": (noise,)}))
+
+
+def test_corruptions_that_do_not_fit_are_refused_before_anything_is_written(run, tmp_path):
+    _, _, config, _ = run
+    unseen = {"left": (ImpulseNoise(deviations=(1.0, 2.0)),)}  # left has 3 entries
+    workdir = tmp_path / "run"
+    with pytest.raises(FusionError, match="ImpulseNoise cannot be applied to modality 'left'"):
+        train(dataclasses.replace(config, unseen=unseen), workdir)
+    assert not workdir.exists()
 
 
 def test_joint_cells():

@@ -461,3 +461,28 @@ def test_qmf_weighs_the_more_confident_modality_more_and_learns_how_much():
     np.testing.assert_allclose(weights(0.7), expected, rtol=1e-5, atol=1e-7)
     gradient = jax.grad(lambda scale: jnp.sum(weights(scale) * confidence))(0.0)
     assert gradient > 0
+
+
+def test_dependence_is_measured_where_some_are_missing_but_never_where_some_are_noisy():
+    inputs = make_scheduler_input(rows=12, num=3)
+    pairs = np.array([[True, True, False], [True, False, True], [False, True, True]])
+    present = jnp.asarray(np.tile(pairs, (4, 1)))
+    level = jnp.where(present, 0.0, 2.0)  # what is missing may have been noisy
+    inputs = inputs.replace(present=present, mask=jnp.ones(12, bool), noise_level=level)
+    signal = Dependence(decay=0.0)
+    variables = signal.init(jax.random.key(0), inputs, train=False)
+
+    def share(**fields):
+        given = inputs.replace(**fields)
+        _, after = signal.apply(variables, given, train=True, mutable=True)
+        return np.asarray(after["scheduler"]["share"])
+
+    change = np.asarray(logit_change(inputs))
+    means = np.array([change[present[:, m], m].mean() for m in range(3)])
+    np.testing.assert_allclose(share(), np.clip(3 * means / means.sum(), 0.2, 2.8), rtol=1e-5)
+    # Every row noisy in something that it has, or with one modality: nothing is measured.
+    np.testing.assert_array_equal(share(noise_level=jnp.ones((12, 3))), 1)
+    alone = jnp.asarray(np.tile(np.eye(3, dtype=bool), (4, 1)))
+    np.testing.assert_array_equal(share(present=alone), 1)
+    # One modality is in no row that counts: shares among the others would be too large.
+    np.testing.assert_array_equal(share(present=jnp.asarray(pairs[[0] * 12])), 1)

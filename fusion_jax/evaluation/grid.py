@@ -75,13 +75,16 @@ class CellRecords:
     Attributes:
         records: name -> [N], the task's per-example records.
         weights: [N, M] fusion weights.
-        noise_level: [N, M] injected noise in units of the corruption's reference, 0 where clean.
-        signals: name -> [N, M].
+        noise_level: [N, M] injected noise in units of the corruption's reference, 0 where clean or
+            absent.
+        present: Bool[N, M], what was given to the model.
+        signals: name -> [N, M], of no meaning where absent.
     """
 
     records: dict[str, np.ndarray]
     weights: np.ndarray
     noise_level: np.ndarray
+    present: np.ndarray
     signals: dict[str, np.ndarray]
 
 
@@ -270,13 +273,15 @@ def decide_program(model: FusionModel, task: Any) -> Callable[..., dict[str, Arr
         batch: Batch,
     ) -> dict[str, Array]:
         features = {name: part[0] for name, part in encoded.items()}
-        noise_level = jnp.stack([encoded[name][1] for name in model.modalities], axis=-1)
+        present = batch.present & keep[None, :]
+        level = jnp.stack([encoded[name][1] for name in model.modalities], axis=-1)
+        noise_level = jnp.where(present, level, 0)
         # Only a control that says so may see what no model in use can know.
         known = getattr(model.scheduler, "reads_noise_level", False)
         output = model.apply(
             variables,
             features,
-            batch.present & keep[None, :],
+            present,
             batch.mask,
             train=False,
             progress=progress,
@@ -289,6 +294,7 @@ def decide_program(model: FusionModel, task: Any) -> Callable[..., dict[str, Arr
             "mask": batch.mask,
             "weights": output.fusion.weights,
             "noise_level": noise_level,
+            "present": present,
             **{f"signal/{name}": value for name, value in output.fusion.signals.items()},
         }
 
@@ -320,7 +326,10 @@ def evaluate_grid(
         One CellRecords per cell.
     """
     modalities = sorted(program.encode)
-    wanted = {(name, cell.condition(name)) for cell in cells for name in modalities}
+    _check_cells(program, cells)
+    # Not a set: its order differs from process to process, and all hosts must start the same
+    # programs in the same order.
+    wanted = dict.fromkeys((name, cell.condition(name)) for cell in cells for name in modalities)
     parts: list[list[dict[str, np.ndarray]]] = [[] for _ in cells]
     for batch in batches:
         placed = place(batch)
@@ -340,7 +349,28 @@ def evaluate_grid(
             # The mask of the whole batch: this host may have loaded a part of it.
             valid = result.pop("mask")
             part.append({name: value[valid] for name, value in result.items()})
+    if not parts or not parts[0]:
+        raise FusionError("there is nothing to evaluate: give at least one cell and one example")
     return [_join(part) for part in parts]
+
+
+def _check_cells(program: GridProgram, cells: Sequence[Cell]) -> None:
+    """Refuse names that would make a cell another one than it says."""
+    known = sorted(program.encode)
+    for cell in cells:
+        named = [name for name, _ in cell.noise]
+        for name in (*named, *cell.missing):
+            if name not in known:
+                raise FusionError(f"a cell names the modality {name!r}: there are {known}")
+        if len(set(named)) < len(named):
+            raise FusionError(f"a cell corrupts one modality twice: {named}")
+        for name, condition in cell.noise:
+            kinds = ["", *program.corruptions[name]]
+            if condition.corruption not in kinds:
+                raise FusionError(
+                    f"a cell names the corruption {condition.corruption!r} of {name!r}: there are "
+                    f"{kinds[1:]}"
+                )
 
 
 def _arguments(
@@ -355,10 +385,10 @@ def _arguments(
 def _join(parts: list[dict[str, np.ndarray]]) -> CellRecords:
     """The records of all batches of one cell as one."""
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    weights, level = whole.pop("weights"), whole.pop("noise_level")
+    weights, level, present = (whole.pop(name) for name in ("weights", "noise_level", "present"))
     signals = {
         name.removeprefix("signal/"): whole.pop(name)
         for name in list(whole)
         if name.startswith("signal/")
     }
-    return CellRecords(records=whole, weights=weights, noise_level=level, signals=signals)
+    return CellRecords(whole, weights, level, present, signals)

@@ -23,7 +23,7 @@ def render_tables(result: Mapping[str, Any]) -> str:
     Returns:
         The page. A condition, seed or run without a result says "not run".
     """
-    name, data, runs = result["name"], result["data"], result["runs"]
+    name, data = result["name"], result["data"]
     lines = [
         f"# {result['title']}",
         "",
@@ -33,7 +33,7 @@ def render_tables(result: Mapping[str, Any]) -> str:
         f"Accuracy in percent on the {data['num_examples']} examples of {_folds(result)}the "
         f"{data['split']} split of {data['name']}, mean over training seeds, with the 95 % "
         f"interval of a bootstrap over "
-        f"{' x '.join(['seeds', *(result['clusters'] or ['examples'])])}. {_trained(runs)} "
+        f"{' x '.join(['seeds', *(result['clusters'] or ['examples'])])}. {_trained(result)} "
         f"'{NOT_RUN}' stands where a run has no result: it was not trained yet, or lacks the input "
         "that the condition is about.",
         "",
@@ -133,6 +133,10 @@ def _endpoints(result: Mapping[str, Any]) -> list[str]:
             *_tested_rows(endpoints),
             "",
             _tested(result),
+            "",
+            "The same differences seed by seed, in points:",
+            "",
+            *_by_seed_rows(endpoints),
         ]
     return [*lines, "", "## All conditions", ""]
 
@@ -142,11 +146,11 @@ def _tested(result: Mapping[str, Any]) -> str:
     endpoints = result["endpoints"]
     count = sum(len(row) for row in endpoints["p_values"].values())
     return (
-        f"p is two-sided, from {endpoints['resamples']} resamples of "
-        f"{' x '.join(['seeds', *(result['clusters'] or ['examples'])])}, and adjusted by Holm's "
+        f"p is two-sided, the larger of two: from {endpoints['resamples']} resamples of "
+        f"{' x '.join(['seeds', *(result['clusters'] or ['examples'])])}, and from a t test over "
+        "the seeds' differences, which has little power with few seeds. It is adjusted by Holm's "
         f"method for the {count} differences of this table (one that was not run counts as "
-        f"p = 1); below {SIGNIFICANT} the difference is in bold; where a few seeds differ more "
-        "than the examples do, p is too small."
+        f"p = 1); below {SIGNIFICANT} the difference is in bold."
     )
 
 
@@ -166,17 +170,36 @@ def _tested_rows(endpoints: Mapping[str, Any]) -> list[str]:
     return rows
 
 
-def _trained(runs: Mapping[str, Any]) -> str:
+def _by_seed_rows(endpoints: Mapping[str, Any]) -> list[str]:
+    """Endpoints by row, the seeds' differences by column."""
+    columns = endpoints["by_seed"]
+    rows = [_row("endpoint", columns), "|---" * (len(columns) + 1) + "|"]
+    for endpoint in endpoints["conditions"]:
+        cells = [
+            NOT_RUN
+            if row[endpoint] is None
+            else ", ".join(f"{100 * value:+.2f}" for value in row[endpoint])
+            for row in columns.values()
+        ]
+        rows.append(_row(endpoint, cells))
+    return rows
+
+
+def _trained(result: Mapping[str, Any]) -> str:
     """Up to which severity was trained, in a sentence."""
+    runs, labels = result["runs"], {label for cells in result["cells"].values() for label in cells}
+    known_kinds = ("clean", "noise", "missing", "joint", "mixed")
+    other = any(label.partition("/")[0] not in known_kinds for label in labels)
+    unseen = "; conditions named after a corruption are of a kind that was not" if other else ""
     known = {label: run["training_severity"] for label, run in runs.items() if run["made"]}
     values = sorted({value for severities in known.values() for value in severities})
     if len(values) == 1:
-        return f"Severities up to {values[0]:g} were trained on."
+        return f"Severities up to {values[0]:g} were trained on{unseen}."
     each = ", ".join(
         f"{label} {' and '.join(f'{value:g}' for value in severities)}"
         for label, severities in known.items()
     )
-    return f"Severities were trained on up to: {each}."
+    return f"Severities were trained on up to: {each}{unseen}."
 
 
 def _seeds(result: Mapping[str, Any]) -> list[str]:

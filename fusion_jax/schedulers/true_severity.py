@@ -1,4 +1,4 @@
-"""A gate that is told the true noise: what could be gained if noise were known exactly."""
+"""A gate that is told the true noise: what a learned gate gains where noise is known exactly."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ from fusion_jax.types import FusionWeights, SchedulerInput
 class TrueSeverityScheduler(nn.Module):
     """w = softmax over present modalities of a learned score of the injected noise levels.
 
-    The upper control of experiments: no model in use knows these levels, so it trains and is
-    evaluated on a grid, and cannot predict. Per modality a small network scores log(1 + level) of
-    its own and the mean of it over the other present modalities.
+    A control of experiments: no model in use knows these levels, so it trains and is evaluated on a
+    grid, and cannot predict. It learns from the severities of training; beyond them, and for other
+    kinds of noise, whose levels are on other scales, it is no upper bound. Per modality a small
+    network scores log(1 + level) of its own and the mean of it over the other present modalities.
 
     Attributes:
         hidden: width of the hidden layer.

@@ -22,10 +22,12 @@ MAX_MODALITIES = 8
 class Dependence(nn.Module):
     """Running share of each modality in the prediction: mean 1 before clipping, 1 is balanced.
 
-    Measured in training on clean examples with everything present: the L1 change of the centred
-    logits when a modality is dropped (leave-one-out up to two modalities, beyond that its Shapley
-    average over subsets, since leave-one-out is near 0 for redundant modalities). Shares are
-    clipped to [margin, M - margin] and averaged over steps. Evaluation uses the stored average.
+    Measured in training on examples whose present modalities, two at least, are all clean: the L1
+    change of the centred logits when a modality is dropped (leave-one-out up to two modalities,
+    beyond that its Shapley average over the subsets of what is present, since leave-one-out is near
+    0 for redundant modalities). Examples with everything present and clean would be too few: with
+    six modalities, half of them noisy and a fifth missing, one in 240. Shares are clipped to
+    [margin, M - margin] and averaged over steps. Evaluation uses the stored average.
 
     Attributes:
         mode: "corrected", as above, or "official": the mean absolute logit of each modality alone
@@ -62,13 +64,20 @@ class Dependence(nn.Module):
     def _next(self, share: Float[Array, " m"], inputs: SchedulerInput) -> Float[Array, " m"]:
         """The share after this batch."""
         num = len(inputs.modalities)
-        rows = inputs.mask & inputs.present.all(axis=-1)
         if self.mode == "official":
+            rows = inputs.mask & inputs.present.all(axis=-1)
             change, decay = masked_mean(unimodal_size(inputs), rows), 0.0
         else:
+            # One modality has none to be compared with, unless the model has no other.
+            rows = inputs.mask & (inputs.present.sum(axis=-1) >= min(num, 2))
             if inputs.noise_level is not None:
-                rows &= (inputs.noise_level == 0).all(axis=-1)
-            change, decay = masked_mean(logit_change(inputs), rows), self.decay
+                rows &= ((inputs.noise_level == 0) | ~inputs.present).all(axis=-1)
+            changes, decay = logit_change(inputs), self.decay
+            means = [masked_mean(changes[:, m], rows & inputs.present[:, m]) for m in range(num)]
+            change = jnp.stack(means)
+            # Until every modality was met in a batch, shares among the others would be too large.
+            met = jnp.stack([any_row(rows & inputs.present[:, m]) for m in range(num)])
+            rows &= met.all()
         measured = num * change / jnp.maximum(change.sum(), 1e-12)
         if num > 1 and self.mode == "corrected":
             measured = jnp.clip(measured, self.margin, num - self.margin)

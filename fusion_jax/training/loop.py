@@ -12,7 +12,7 @@ import numpy as np
 
 from fusion_jax.config import Config
 from fusion_jax.data.loader import eval_batches, train_batches
-from fusion_jax.errors import FusionError, Stopped
+from fusion_jax.errors import FusionError, Stopped, first_line
 from fusion_jax.evaluation.grid import Cell, evaluate_grid, make_grid_program, robustness_cells
 from fusion_jax.rng import stream
 from fusion_jax.runs import (
@@ -62,6 +62,7 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     sources = {split: config.data.source(split) for split in ("train", "validation")}
     spec = sources["train"].spec
     _check_modalities(config, spec)
+    _check_corruptions(config, spec)
     # All that can be refused is refused before anything is written: a folder with a configuration
     # in it takes no other.
     run = Trainer(config, spec)
@@ -204,10 +205,11 @@ class Trainer:
         cell, each corruptible modality at the recipe's largest severity, and each missing pattern.
         """
         recipe = self.config.recipe
+        severity = recipe.largest_severity()
         cells = robustness_cells(
             self.modalities,
             corrupted={name: type(each).__name__ for name, each in recipe.corruptions.items()},
-            severities=[recipe.max_severity] if recipe.max_severity else [],
+            severities=[severity] if severity else [],
         )
         found = evaluate_grid(
             self.grid,
@@ -253,6 +255,26 @@ def _check_modalities(config: Config, spec: DataSpec) -> None:
             f"the model's modalities are {list(config.model.modalities)}, "
             f"the data's {list(spec.names)}: change config.model.encoders or config.data"
         )
+
+
+def _check_corruptions(config: Config, spec: DataSpec) -> None:
+    """Every corruption must take the inputs of its modality; traced, not run."""
+    for name, corruptions in config.evaluation_corruptions().items():
+        wanted = spec.modalities[name]
+        x = jax.ShapeDtypeStruct(wanted.shape, wanted.dtype)
+        for corruption in corruptions:
+            try:
+                made = jax.eval_shape(corruption, jax.random.key(0), x, np.float32(0.5))
+            except (FusionError, TypeError, ValueError) as error:
+                raise FusionError(
+                    f"{type(corruption).__name__} cannot be applied to modality {name!r}: "
+                    f"{first_line(error)}"
+                ) from error
+            if (made.shape, made.dtype) != (x.shape, x.dtype):
+                raise FusionError(
+                    f"{type(corruption).__name__} turns {x.dtype} {x.shape} of modality {name!r} "
+                    f"into {made.dtype} {made.shape}: a corruption keeps both"
+                )
 
 
 @contextlib.contextmanager

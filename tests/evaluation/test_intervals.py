@@ -8,6 +8,7 @@ from scipy.stats import binomtest, norm, ttest_1samp
 
 from fusion_jax.errors import FusionError
 from fusion_jax.evaluation.intervals import (
+    between_seeds,
     bootstrap_weights,
     holm,
     interval,
@@ -223,6 +224,27 @@ def test_few_seeds_that_differ_much_make_p_too_small(num_seeds, rate):
     # The rates that the docstring of `p_value` gives; standard error 0.02.
     found = null_p_values(num_seeds, spread=0.5)
     assert np.mean(found <= 0.05) == pytest.approx(rate, abs=0.05)
+
+
+@pytest.mark.parametrize("num_seeds", [3, 5])
+@pytest.mark.parametrize("level", [0.05, 0.05 / 60])
+def test_seeds_that_differ_much_do_not_pass_both_tests(num_seeds, level):
+    # Where seeds differ by far more than examples do, and there is no difference.
+    generator = np.random.default_rng(1)
+    found = [
+        between_seeds(generator.normal(size=(num_seeds, 1)) + np.zeros((1, 20)))
+        for _ in range(3000)
+    ]
+    error = np.sqrt(level / 3000)
+    assert np.mean(np.array(found) <= level) == pytest.approx(level, abs=4 * error)
+
+
+def test_between_seeds_is_a_t_test_of_their_means():
+    values = np.random.default_rng(0).normal(0.5, 1, size=(5, 40))
+    expected = ttest_1samp(values.mean(axis=1), 0).pvalue
+    assert between_seeds(values) == pytest.approx(expected)
+    assert between_seeds(values[:1]) == between_seeds(np.zeros((4, 9))) == 1
+    assert between_seeds(np.ones((4, 9))) == 0
 
 
 @pytest.mark.parametrize(
