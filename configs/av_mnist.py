@@ -5,12 +5,13 @@ python train.py --config=configs/av_mnist.py --workdir=runs/av_mnist
 Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation),
 `transformer` (the same with a late-fusion transformer), `average` (of the modalities' own
 predictions), `qmf` (weights by confidence, with its rank loss), `probabilistic` (`udml` with
-Gaussian codes and their divergence), `udml_official` (the released arithmetic), `audio` and `image`
-(one modality alone). Controls of `udml`: `quality` (no dependence), `constant` (weights that do not
-depend on the example), `permuted` (those of another example), `true_severity` (told the noise).
-`mwam`, `ogm` and `fixed` are `static` with that balancer. All have the same augmentation. A seed of
-2,000 steps takes 2 to 7 minutes on 2 CPU cores; results: docs/results/udml_av_mnist.md (600 steps),
-of an earlier version docs/results/av_mnist.md.
+Gaussian codes and their divergence), `udml_official` (the released arithmetic), `ma_afs` and
+`combined` (a learned gate over entropy and agreement, `combined` over UDML's signals too; no
+results yet), `audio` and `image` (one modality alone). Controls of `udml`: `quality` (no
+dependence), `constant` (weights that do not depend on the example), `permuted` (those of another
+example), `true_severity` (told the noise). `mwam`, `ogm` and `fixed` are `static` with that
+balancer. All have the same augmentation. A seed of 2,000 steps takes 2 to 7 minutes on 2 CPU cores;
+results: docs/results/udml_av_mnist.md (600 steps), of an earlier version docs/results/av_mnist.md.
 
 `resnet18` is `udml` with ResNet-18 encoders of half the usual width (2.8 million parameters each).
 """
