@@ -5,12 +5,13 @@ python train.py --config=configs/av_mnist.py --workdir=runs/av_mnist
 Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation),
 `transformer` (the same with a late-fusion transformer), `average` (of the modalities' own
 predictions), `qmf` (weights by confidence, with its rank loss), `probabilistic` (`udml` with
-Gaussian codes and their divergence), `udml_official` (the released arithmetic), `audio` and `image`
-(one modality alone). Controls of `udml`: `quality` (no dependence), `constant` (weights that do not
-depend on the example), `permuted` (those of another example), `true_severity` (told the noise).
-`mwam`, `ogm` and `fixed` are `static` with that balancer. All have the same augmentation. A seed of
-2,000 steps takes 2 to 7 minutes on 2 CPU cores; results: docs/results/udml_av_mnist.md (600 steps),
-of an earlier version docs/results/av_mnist.md.
+Gaussian codes and their divergence), `udml_official` (the released arithmetic), `ma_afs` and
+`combined` (a learned gate over entropy and agreement, `combined` over UDML's signals too; no
+results yet), `audio` and `image` (one modality alone). Controls of `udml`: `quality` (no
+dependence), `constant` (weights that do not depend on the example), `permuted` (those of another
+example), `true_severity` (told the noise). `mwam`, `ogm` and `fixed` are `static` with that
+balancer. All have the same augmentation. A seed of 2,000 steps takes 2 to 7 minutes on 2 CPU cores;
+results: docs/results/udml_av_mnist.md (600 steps), of an earlier version docs/results/av_mnist.md.
 
 `resnet18` is `udml` with ResNet-18 encoders of half the usual width (2.8 million parameters each).
 """
@@ -35,12 +36,15 @@ from fusion_jax.fusion.mean import MeanFusion
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.fusion.transformer import TransformerFusion
 from fusion_jax.models import FusionModel
+from fusion_jax.objectives.ma_afs import MAAFSObjective
 from fusion_jax.objectives.ranked_confidence import RankedConfidence
 from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.log_mel import LogMel
 from fusion_jax.preprocess.standardise import Standardise
+from fusion_jax.schedulers.combined import CombinedScheduler
 from fusion_jax.schedulers.constant import ConstantScheduler
+from fusion_jax.schedulers.ma_afs import MAAFSScheduler
 from fusion_jax.schedulers.qmf import QMFScheduler
 from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.true_severity import TrueSeverityScheduler
@@ -62,6 +66,8 @@ VARIANTS = {
     "transformer": (StaticScheduler, BOTH),
     "average": (StaticScheduler, BOTH),
     "qmf": (QMFScheduler, BOTH),
+    "ma_afs": (MAAFSScheduler, BOTH),
+    "combined": (CombinedScheduler, BOTH),
     # Controls of udml: what do adapting, dependence and knowing the noise contribute?
     "quality": (lambda: UDMLScheduler(signals=(PredictedNoise(),), exponents=(0.5,)), BOTH),
     "constant": (lambda: ConstantScheduler(shares=SHARES), BOTH),
@@ -79,6 +85,8 @@ VARIANTS = {
 OBJECTIVES = {
     "qmf": functools.partial(RankedConfidence, num_examples=70000),
     "average": functools.partial(Supervised, fused_weight=0.0),
+    "ma_afs": MAAFSObjective,
+    "combined": MAAFSObjective,
 }
 PROBABILISTIC = ("probabilistic", "udml_official")
 FUSION = {

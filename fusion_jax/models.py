@@ -144,7 +144,7 @@ class FusionModel(nn.Module):
         prediction = self.head(self.fusion(features, fusion.weights, present), train=train)
         alone = _within(jnp.eye(len(self.modalities), dtype=bool)[:, None, :], present)
         unimodal = jnp.moveaxis(self._on_subsets(features, alone), 0, 1)
-        return ModelOutput(prediction, unimodal, fusion, features, present)
+        return ModelOutput(prediction, unimodal, fusion, features, present, noise_level)
 
     def _on_subsets(
         self, features: dict[str, Features], subsets: Bool[Array, "*lead b m"]

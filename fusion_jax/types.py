@@ -127,6 +127,8 @@ class ModelOutput:
         fusion: FusionWeights.
         features: modality name -> Features.
         present: Bool[B, M], what the model was given: in training after modality dropout.
+        noise_level: [B, M] injected noise as in `SchedulerInput`, or None where it is not known;
+            for objectives.
     """
 
     prediction: PyTree
@@ -134,6 +136,7 @@ class ModelOutput:
     fusion: FusionWeights
     features: dict[str, Features]
     present: Bool[Array, "b m"]
+    noise_level: Float[Array, "b m"] | None = None
 
 
 @struct.dataclass

@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fusion_jax.axes import any_row, masked_mean
+from fusion_jax.blocks.unimodal import unimodal_logits
 from fusion_jax.errors import FusionError
 from fusion_jax.precision import at_least_float32
 from fusion_jax.types import SchedulerInput, Signal
 
 # 2^8 subsets of a batch through the head; beyond that sampling would be needed.
 MAX_MODALITIES = 8
-_NO_PREDICTION = "dependence needs a per-example prediction; this task has none: use another signal"
 
 
 class Dependence(nn.Module):
@@ -92,13 +92,7 @@ class Dependence(nn.Module):
 
 def unimodal_size(inputs: SchedulerInput) -> Float[Array, "b m"]:
     """Sum over classes of the absolute logits of each modality alone: [B, M]."""
-    if inputs.predict is None:
-        raise FusionError(_NO_PREDICTION)
-    num = len(inputs.modalities)
-    alone = jnp.eye(num, dtype=bool)[:, None, :]
-    subsets = jnp.broadcast_to(alone, (num, *inputs.present.shape))
-    logits = at_least_float32(jax.lax.stop_gradient(inputs.predict(subsets)))
-    return jnp.abs(logits).sum(axis=-1).T
+    return jnp.abs(unimodal_logits(inputs, user="dependence")).sum(axis=-1)
 
 
 def logit_change(inputs: SchedulerInput) -> Float[Array, "b m"]:
@@ -109,7 +103,9 @@ def logit_change(inputs: SchedulerInput) -> Float[Array, "b m"]:
     """
     num = len(inputs.modalities)
     if inputs.predict is None:
-        raise FusionError(_NO_PREDICTION)
+        raise FusionError(
+            "dependence needs a per-example prediction; this task has none: use another signal"
+        )
     if num > MAX_MODALITIES:
         raise FusionError(
             f"dependence over {num} modalities needs 2^{num} predictions; at most {MAX_MODALITIES}"

@@ -5,8 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fusion_jax.errors import FusionError
-from fusion_jax.precision import at_least_float32
+from fusion_jax.blocks.unimodal import unimodal_logits
 from fusion_jax.types import SchedulerInput, Signal
 
 
@@ -45,12 +44,5 @@ class Energy(nn.Module):
 
 def unimodal_energy(inputs: SchedulerInput, temperature: float) -> Float[Array, "b m"]:
     """-T log sum_k exp(logit_k / T) of what each modality alone predicts, without gradient."""
-    if inputs.predict is None:
-        raise FusionError(
-            "energy needs a per-example prediction; this task has none: use another signal"
-        )
-    num = len(inputs.modalities)
-    shape = (num, *inputs.present.shape)
-    alone = jnp.broadcast_to(jnp.eye(num, dtype=bool)[:, None, :], shape)
-    logits = at_least_float32(jax.lax.stop_gradient(inputs.predict(alone)))
-    return -temperature * jax.nn.logsumexp(logits / temperature, axis=-1).T
+    logits = unimodal_logits(inputs, user="energy")
+    return -temperature * jax.nn.logsumexp(logits / temperature, axis=-1)

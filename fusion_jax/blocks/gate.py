@@ -1,0 +1,116 @@
+"""A learned gate from reliability signals to fusion weights."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from fusion_jax.axes import psum, total
+from fusion_jax.blocks.presence import masked_softmax, uniform_weights
+from fusion_jax.types import SchedulerInput
+
+# Where a running variance is this small, a signal says nothing.
+EPSILON = 1e-5
+
+
+class Gate(nn.Module):
+    """Fusion weights by one small network that scores every modality from its signals.
+
+    score_m = network(signals of m, their mean over the present modalities, embedding of m), the
+    same network for all modalities; weights = softmax over the present ones of score / temperature.
+    The last layer starts at 0, so weighting starts static. Signals are normalised by running means
+    and variances of each modality.
+
+    Attributes:
+        hidden: widths of the network's hidden layers.
+        embedding: width of the modality embedding.
+        decay: of the running statistics, in [0, 1).
+        floor: share of equal weights that is mixed in at the start of training, falling linearly to
+            0 at its end, so that no modality is starved of gradient before it has learned.
+        warmup: fraction of training with equal weights, in [0, 1).
+        ramp: fraction of training after that over which the gate's weights come in, in [0, 1].
+
+    References:
+        Bennett et al., MA-AFS, arXiv 2506.12733, abstract: a lightweight neural scheduler of
+        per-instance weights. Its network is not public; this one is ours.
+    """
+
+    hidden: tuple[int, ...] = (32, 32)
+    embedding: int = 8
+    decay: float = 0.99
+    floor: float = 0.05
+    warmup: float = 0.1
+    ramp: float = 0.1
+
+    @nn.compact
+    def __call__(
+        self,
+        signals: Mapping[str, Float[Array, "b m"]],
+        inputs: SchedulerInput,
+        *,
+        train: bool,
+    ) -> Float[Array, "b m"]:
+        """Weights [B, M] from the signals' values, each [B, M]; gradient to both."""
+        values = jnp.stack(list(signals.values()), axis=-1)  # [B, M, S]
+        values = self._normalised(values, inputs, train=train)
+        values = jnp.where(inputs.present[:, :, None], values, 0)
+        count = jnp.maximum(jnp.sum(inputs.present, axis=-1), 1)[:, None, None]
+        context = jnp.sum(values, axis=1, keepdims=True) / count
+        names = [
+            self.param(f"embedding_{name}", nn.initializers.normal(0.1), (self.embedding,))
+            for name in inputs.modalities
+        ]
+        shape = values.shape[:2]
+        x = jnp.concatenate(
+            [
+                values,
+                jnp.broadcast_to(context, values.shape),
+                jnp.broadcast_to(jnp.stack(names)[None], (*shape, self.embedding)),
+            ],
+            axis=-1,
+        )
+        for index, width in enumerate(self.hidden):
+            x = nn.gelu(nn.Dense(width, name=f"hidden_{index}")(x))
+        score = nn.Dense(1, kernel_init=nn.initializers.zeros, name="score")(x)[..., 0]
+        # 0.2 at least: sharper than that, one modality would take all.
+        raw = self.param("temperature", lambda _: jnp.log(jnp.expm1(jnp.float32(0.8))))
+        weights = masked_softmax(score / (0.2 + jax.nn.softplus(raw)), inputs.present)
+        return self._scheduled(weights, inputs, train=train)
+
+    def _normalised(
+        self, values: Float[Array, "b m s"], inputs: SchedulerInput, *, train: bool
+    ) -> Float[Array, "b m s"]:
+        """The values less their running means, over their running deviations."""
+        made = []
+        for m, name in enumerate(inputs.modalities):
+            x = values[:, m]
+            mean = self.variable("scheduler", f"mean_{name}", jnp.zeros, x.shape[1:], jnp.float32)
+            square = self.variable(
+                "scheduler", f"square_{name}", jnp.ones, x.shape[1:], jnp.float32
+            )
+            if train and not self.is_initializing():
+                rows = inputs.mask & inputs.present[:, m]
+                stopped = jax.lax.stop_gradient(x)
+                number = psum(jnp.sum(rows, dtype=jnp.float32))
+                sums = psum((total(stopped, rows), total(stopped**2, rows)))
+                step = jnp.where(number > 0, 1 - self.decay, 0)
+                over = jnp.maximum(number, 1)
+                mean.value = (1 - step) * mean.value + step * sums[0] / over
+                square.value = (1 - step) * square.value + step * sums[1] / over
+            variance = jnp.maximum(square.value - mean.value**2, EPSILON)
+            made.append((x - mean.value[None]) / jnp.sqrt(variance)[None])
+        return jnp.stack(made, axis=1)
+
+    def _scheduled(
+        self, weights: Float[Array, "b m"], inputs: SchedulerInput, *, train: bool
+    ) -> Float[Array, "b m"]:
+        """Equal weights at first, then a growing share of the gate's; in training, the floor."""
+        equal = uniform_weights(inputs.present)
+        progress = jnp.asarray(inputs.progress, jnp.float32)
+        if train and self.floor:
+            floor = self.floor * (1 - progress)
+            weights = (1 - floor) * weights + floor * equal
+        share = jnp.clip((progress - self.warmup) / max(self.ramp, 1e-6), 0, 1)
+        return share * weights + (1 - share) * equal
