@@ -10,10 +10,10 @@ from scipy.special import softmax
 from scipy.stats import entropy
 
 from fusion_jax.blocks.alignment import AlignedSpace
-from fusion_jax.blocks.gate import Gate
 from fusion_jax.blocks.presence import uniform_weights
 from fusion_jax.blocks.unimodal import entropy_share, jensen_shannon
 from fusion_jax.errors import FusionError
+from fusion_jax.gate import Gate
 from fusion_jax.objectives.ma_afs import (
     MAAFSObjective,
     balance_loss,

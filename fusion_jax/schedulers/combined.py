@@ -5,7 +5,7 @@ import dataclasses
 import flax.linen as nn
 
 from fusion_jax.blocks.collect_signals import collect_signals
-from fusion_jax.blocks.gate import Gate
+from fusion_jax.gate import Gate
 from fusion_jax.signals.agreement import Agreement
 from fusion_jax.signals.dependence import Dependence
 from fusion_jax.signals.entropy import Entropy
@@ -25,7 +25,7 @@ class CombinedScheduler(nn.Module):
 
     Attributes:
         signals: what the gate reads.
-        gate: the network; see `fusion_jax.blocks.gate.Gate`.
+        gate: the network; see `fusion_jax.gate.Gate`.
 
     References:
         The signals of Bennett et al., MA-AFS, arXiv 2506.12733, and Wei et al., UDML, arXiv
