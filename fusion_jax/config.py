@@ -50,6 +50,10 @@ class Recipe:
     noise_start: float = 0.0
     modality_dropout: float = 0.2
 
+    def corruption_names(self) -> dict[str, str]:
+        """Modality -> class name of its corruption."""
+        return {name: type(each).__name__ for name, each in self.corruptions.items()}
+
     def largest_severity(self) -> float:
         """The largest severity that training meets, 0 where nothing is ever corrupted."""
         if not self.corruptions or not self.noise_rate or self.noise_start >= 1:

@@ -64,7 +64,7 @@ def evaluate(
     )
     template = parallel.template(state_shapes(config, spec))
     cells = evaluation_cells(config, spec)
-    labels = [cell_label(cell, _trained(config)) for cell in cells]
+    labels = [cell_label(cell, config.recipe.corruption_names()) for cell in cells]
     identity = _identity(source)
     weights = bootstrap_weights({name: identity[name] for name in spec.clusters}, num=len(source))
     rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
@@ -108,18 +108,13 @@ def evaluation_cells(config: Config, spec: DataSpec) -> list[Cell]:
     Clean, each modality under the recipe's corruption and each missing pattern; each modality under
     corruptions that training does not use; all modalities at once.
     """
-    trained, severities = _trained(config), config.evaluation_severities
+    trained, severities = config.recipe.corruption_names(), config.evaluation_severities
     cells = robustness_cells(spec.names, corrupted=trained, severities=severities)
     for name in sorted(config.unseen):
         for corruption in config.unseen[name]:
             cells += single_cells({name: type(corruption).__name__}, severities)
     limits = sorted({config.recipe.largest_severity(), 1.0} - {0.0})
     return cells + joint_cells(trained, severities=severities, mixed=limits)
-
-
-def _trained(config: Config) -> dict[str, str]:
-    """Modality -> class name of the recipe's corruption."""
-    return {name: type(each).__name__ for name, each in config.recipe.corruptions.items()}
 
 
 def save_records(
@@ -227,7 +222,8 @@ def _condition_facts(config: Config, cell: Cell) -> dict[str, Any]:
             "modality": name,
             "severity": condition.severity,
             "strength": words[0] if words else None,
-            "unseen": name is not None and condition.corruption != _trained(config).get(name),
+            "unseen": name is not None
+            and condition.corruption != config.recipe.corruption_names().get(name),
         }
     drawn = cell.noise[0][1].drawn
     return {

@@ -99,8 +99,6 @@ def _run_job(job: Job, config: Config, allow: Sequence[str]) -> dict[str, Any]:
     cli.use_compilation_cache(config.compilation_cache)
     try:
         return result | {"status": "done"} | _outcome(job, config, allow, resumed=resumed)
-    except Stopped:
-        raise
     except FusionError as error:
         line = " ".join(str(error).split())
     # Whatever a library or a configuration's own class raises: the other runs can still be done.

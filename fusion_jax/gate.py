@@ -1,5 +1,6 @@
 """A learned gate from reliability signals to fusion weights."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -8,8 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fusion_jax.axes import psum, total
+from fusion_jax.blocks.collect_signals import collect_signals
 from fusion_jax.blocks.presence import masked_softmax, uniform_weights
-from fusion_jax.types import SchedulerInput
+from fusion_jax.types import FusionWeights, SchedulerInput
 
 # Where a running variance is this small, a signal says nothing.
 EPSILON = 1e-5
@@ -58,7 +60,7 @@ class Gate(nn.Module):
         values = jnp.where(inputs.present[:, :, None], values, 0)
         count = jnp.maximum(jnp.sum(inputs.present, axis=-1), 1)[:, None, None]
         context = jnp.sum(values, axis=1, keepdims=True) / count
-        names = [
+        embeddings = [
             self.param(f"embedding_{name}", nn.initializers.normal(0.1), (self.embedding,))
             for name in inputs.modalities
         ]
@@ -67,7 +69,7 @@ class Gate(nn.Module):
             [
                 values,
                 jnp.broadcast_to(context, values.shape),
-                jnp.broadcast_to(jnp.stack(names)[None], (*shape, self.embedding)),
+                jnp.broadcast_to(jnp.stack(embeddings)[None], (*shape, self.embedding)),
             ],
             axis=-1,
         )
@@ -114,3 +116,21 @@ class Gate(nn.Module):
             weights = (1 - floor) * weights + floor * equal
         share = jnp.clip((progress - self.warmup) / max(self.ramp, 1e-6), 0, 1)
         return share * weights + (1 - share) * equal
+
+
+class GatedScheduler(nn.Module):
+    """A scheduler that is a gate over signals; subclasses say over which.
+
+    Attributes:
+        signals: what the gate reads.
+        gate: the network.
+    """
+
+    signals: tuple[nn.Module, ...] = ()
+    gate: Gate = dataclasses.field(default_factory=Gate)
+
+    @nn.compact
+    def __call__(self, inputs: SchedulerInput, *, train: bool) -> FusionWeights:
+        """Weights [B, M], with the signals' values and losses."""
+        found, aux = collect_signals(self.signals, inputs, train=train)
+        return FusionWeights(self.gate(found, inputs, train=train), aux, found)

@@ -29,6 +29,6 @@ def collect_signals(
         raise FusionError(
             f"scheduler.signals has {repeated} more than once: signals go by their class"
         )
-    found = {type(signal).__name__: signal(inputs, train=train) for signal in signals}
+    found = {name: signal(inputs, train=train) for name, signal in zip(names, signals, strict=True)}
     aux = sum((signal.aux_loss for signal in found.values()), jnp.zeros(inputs.mask.shape[0]))
     return {name: signal.value for name, signal in found.items()}, aux

@@ -1,5 +1,7 @@
 """What each modality alone predicts, and measures of distributions, for signals."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -9,12 +11,12 @@ from fusion_jax.precision import at_least_float32
 from fusion_jax.types import SchedulerInput
 
 
-def unimodal_logits(inputs: SchedulerInput, *, user: str) -> Float[Array, "b m k"]:
-    """Logits of the model's head on each modality alone, without gradient: [B, M, K].
+def predictor_of(inputs: SchedulerInput, *, user: str) -> Callable[[Array], Array]:
+    """The `predict` of a scheduler's input.
 
     Args:
         inputs: of the scheduler.
-        user: what needs them, for the message.
+        user: what needs it, for the message.
 
     Raises:
         FusionError: where the task has no per-example prediction.
@@ -23,10 +25,18 @@ def unimodal_logits(inputs: SchedulerInput, *, user: str) -> Float[Array, "b m k
         raise FusionError(
             f"{user} needs a per-example prediction; this task has none: use another signal"
         )
-    num = len(inputs.modalities)
+    return inputs.predict
+
+
+def unimodal_logits(inputs: SchedulerInput, *, user: str) -> Float[Array, "b m k"]:
+    """Logits of the model's head on each modality alone, without gradient: [B, M, K].
+
+    Arguments and errors are those of `predictor_of`.
+    """
+    predict, num = predictor_of(inputs, user=user), len(inputs.modalities)
     shape = (num, *inputs.present.shape)
     alone = jnp.broadcast_to(jnp.eye(num, dtype=bool)[:, None, :], shape)
-    logits = at_least_float32(jax.lax.stop_gradient(inputs.predict(alone)))
+    logits = at_least_float32(jax.lax.stop_gradient(predict(alone)))
     return jnp.swapaxes(logits, 0, 1)
 
 

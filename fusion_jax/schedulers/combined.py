@@ -4,20 +4,18 @@ import dataclasses
 
 import flax.linen as nn
 
-from fusion_jax.blocks.collect_signals import collect_signals
-from fusion_jax.gate import Gate
+from fusion_jax.gate import Gate, GatedScheduler
 from fusion_jax.signals.agreement import Agreement
 from fusion_jax.signals.dependence import Dependence
 from fusion_jax.signals.entropy import Entropy
 from fusion_jax.signals.predicted_noise import PredictedNoise
-from fusion_jax.types import FusionWeights, SchedulerInput
 
 
 def _default_signals() -> tuple[nn.Module, ...]:
     return (Entropy(), Agreement(), PredictedNoise(), Dependence())
 
 
-class CombinedScheduler(nn.Module):
+class CombinedScheduler(GatedScheduler):
     """Weights by a learned gate over entropy, agreement, predicted noise and dependence.
 
     Predicted noise says how noisy an input is by the noise trained on, entropy whether the
@@ -33,13 +31,6 @@ class CombinedScheduler(nn.Module):
     """
 
     signals: tuple[nn.Module, ...] = dataclasses.field(default_factory=_default_signals)
-    gate: Gate = dataclasses.field(default_factory=Gate)
-
-    @nn.compact
-    def __call__(self, inputs: SchedulerInput, *, train: bool) -> FusionWeights:
-        """Weights [B, M], with the signals' values and losses."""
-        found, aux = collect_signals(self.signals, inputs, train=train)
-        return FusionWeights(self.gate(found, inputs, train=train), aux, found)
 
     @classmethod
     def example(cls) -> "CombinedScheduler":

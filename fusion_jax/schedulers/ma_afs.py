@@ -4,19 +4,17 @@ import dataclasses
 
 import flax.linen as nn
 
-from fusion_jax.blocks.collect_signals import collect_signals
-from fusion_jax.gate import Gate
+from fusion_jax.gate import Gate, GatedScheduler
 from fusion_jax.signals.agreement import Agreement
 from fusion_jax.signals.availability import Availability
 from fusion_jax.signals.entropy import Entropy
-from fusion_jax.types import FusionWeights, SchedulerInput
 
 
 def _default_signals() -> tuple[nn.Module, ...]:
     return (Entropy(), Agreement(), Availability())
 
 
-class MAAFSScheduler(nn.Module):
+class MAAFSScheduler(GatedScheduler):
     """Weights by a learned gate over signals, by default entropy, agreement and availability.
 
     Only the abstract of the paper is public: that weights are per instance, that a lightweight
@@ -32,13 +30,6 @@ class MAAFSScheduler(nn.Module):
     """
 
     signals: tuple[nn.Module, ...] = dataclasses.field(default_factory=_default_signals)
-    gate: Gate = dataclasses.field(default_factory=Gate)
-
-    @nn.compact
-    def __call__(self, inputs: SchedulerInput, *, train: bool) -> FusionWeights:
-        """Weights [B, M], with the signals' values and losses."""
-        found, aux = collect_signals(self.signals, inputs, train=train)
-        return FusionWeights(self.gate(found, inputs, train=train), aux, found)
 
     @classmethod
     def example(cls) -> "MAAFSScheduler":

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fusion_jax.axes import any_row, masked_mean
-from fusion_jax.blocks.unimodal import unimodal_logits
+from fusion_jax.blocks.unimodal import predictor_of, unimodal_logits
 from fusion_jax.errors import FusionError
 from fusion_jax.precision import at_least_float32
 from fusion_jax.types import SchedulerInput, Signal
@@ -101,18 +101,14 @@ def logit_change(inputs: SchedulerInput) -> Float[Array, "b m"]:
     Centring over classes comes first: the head's logits carry an arbitrary shift per example, which
     a plain difference would count.
     """
-    num = len(inputs.modalities)
-    if inputs.predict is None:
-        raise FusionError(
-            "dependence needs a per-example prediction; this task has none: use another signal"
-        )
+    predict, num = predictor_of(inputs, user="dependence"), len(inputs.modalities)
     if num > MAX_MODALITIES:
         raise FusionError(
             f"dependence over {num} modalities needs 2^{num} predictions; at most {MAX_MODALITIES}"
         )
     subsets, pairs, weights = _coalitions(num)
     rows = jnp.broadcast_to(subsets[:, None, :], (len(subsets), inputs.present.shape[0], num))
-    logits = at_least_float32(jax.lax.stop_gradient(inputs.predict(rows)))
+    logits = at_least_float32(jax.lax.stop_gradient(predict(rows)))
     centred = logits - logits.mean(axis=-1, keepdims=True)
     # One modality at a time: all marginals at once would hold M 2^(M-1) copies of the logits.
     change = [

@@ -208,7 +208,7 @@ class Trainer:
         severity = recipe.largest_severity()
         cells = robustness_cells(
             self.modalities,
-            corrupted={name: type(each).__name__ for name, each in recipe.corruptions.items()},
+            corrupted=recipe.corruption_names(),
             severities=[severity] if severity else [],
         )
         found = evaluate_grid(
