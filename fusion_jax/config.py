@@ -169,6 +169,12 @@ class Config:
             )
         if not all(0 < severity <= 1 for severity in self.evaluation_severities):
             raise FusionError("config.evaluation_severities must lie in (0, 1]")
+        for modality, corruption in self.recipe.corruptions.items():
+            if getattr(corruption, "needs_donor", False):
+                raise FusionError(
+                    f"config.recipe.corruptions[{modality!r}] is {type(corruption).__name__}: it "
+                    "takes inputs of other examples, in evaluation only; put it in config.unseen"
+                )
         fields = {"recipe.corruptions": self.recipe.corruptions, "unseen": self.unseen}
         for name, named in fields.items():
             unknown = set(named) - set(self.model.modalities)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from fusion_jax.config import Config, write_json
+from fusion_jax.data.donors import donor_indices
 from fusion_jax.data.loader import eval_batches
 from fusion_jax.errors import FusionError
 from fusion_jax.evaluation.grid import (
@@ -22,6 +23,7 @@ from fusion_jax.evaluation.grid import (
 )
 from fusion_jax.evaluation.intervals import bootstrap_weights, interval
 from fusion_jax.evaluation.report import render_report
+from fusion_jax.metrics import separation
 from fusion_jax.rng import stream
 from fusion_jax.runs import load_config, restore_best, seed_folder, state_shapes
 from fusion_jax.sources import DataSpec, Source
@@ -66,6 +68,7 @@ def evaluate(
     cells = evaluation_cells(config, spec)
     labels = [cell_label(cell, config.recipe.corruption_names()) for cell in cells]
     identity = _identity(source)
+    donors = _donors(config, spec, identity)
     weights = bootstrap_weights({name: identity[name] for name in spec.clusters}, num=len(source))
     rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     steps = {}
@@ -74,7 +77,12 @@ def evaluate(
         found = evaluate_grid(
             program,
             {"params": state.params, **state.collections},
-            eval_batches(source, batch_size=config.eval_batch_size, host=hosts.this_host()),
+            eval_batches(
+                source,
+                batch_size=config.eval_batch_size,
+                host=hosts.this_host(),
+                donors=donors,
+            ),
             cells=cells,
             key=stream(jax.random.key(0), "evaluation", split),
             progress=int(state.step) / config.num_steps,
@@ -86,6 +94,7 @@ def evaluate(
             save_records(path, identity, labels, found)
         for cell, records in zip(cells, found, strict=True):
             row = _row(config, spec, cell, records, weights) | {"seed": config.seed + index}
+            row["separation"] = _separation(spec, clean=found[0], found=records)
             rows[cell.several].append(row)
     report = {
         "schema": SCHEMA,
@@ -171,14 +180,31 @@ def _source(config: Config, data: Any, split: str, spec: DataSpec) -> Source:
 
 
 def _identity(source: Source) -> dict[str, np.ndarray]:
-    """Ids and cluster ids of all examples, in order; inputs are read in parts and dropped."""
+    """Ids, targets, presence and cluster ids of all examples, in order.
+
+    Inputs are read in parts and dropped.
+    """
     names = ("example_id", "target", *source.spec.clusters)
-    parts = [
-        {name: record[name] for name in names}
-        for start in range(0, len(source), 1024)
-        for record in [source[np.arange(start, min(start + 1024, len(source)))]]
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in names}
+    parts = []
+    for start in range(0, len(source), 1024):
+        record = source[np.arange(start, min(start + 1024, len(source)))]
+        here = record.get("present", np.ones((len(record["target"]), len(source.spec.names)), bool))
+        parts.append({name: record[name] for name in names} | {"present": here})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _donors(
+    config: Config, spec: DataSpec, identity: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Modality -> position of each example's donor, where a corruption of it needs one."""
+    corruptions = config.evaluation_corruptions()
+    return {
+        name: donor_indices(
+            identity["example_id"], identity["target"], identity["present"][:, m], name=name
+        )
+        for m, name in enumerate(spec.names)
+        if any(getattr(each, "needs_donor", False) for each in corruptions.get(name, ()))
+    }
 
 
 def _row(
@@ -205,6 +231,25 @@ def _row(
         "weights": by_modality(found.weights),
         "signals": {name: where_present(value) for name, value in found.signals.items()},
     }
+
+
+def _separation(
+    spec: DataSpec, *, clean: CellRecords, found: CellRecords
+) -> dict[str, dict[str, float | None]]:
+    """How well each signal of each modality tells a condition from clean inputs.
+
+    Signal -> modality -> probability that its value on a clean example is above that on an example
+    under the condition; None where the modality is there in neither.
+    """
+    told: dict[str, dict[str, float | None]] = {}
+    for signal, values in found.signals.items():
+        told[signal] = {}
+        for m, name in enumerate(spec.names):
+            before = clean.signals[signal][clean.present[:, m], m]
+            after = values[found.present[:, m], m]
+            known = len(before) and len(after)
+            told[signal][name] = separation(before, after) if known else None
+    return told
 
 
 def _condition_facts(config: Config, cell: Cell) -> dict[str, Any]:

@@ -227,8 +227,7 @@ def changed_field(job: Job, config: Config) -> str | None:
     if result:
         resolved = _without_free(result["resolved"])
         made, before = job.result, {"definition": result["definition"], "resolved": resolved}
-        if "unseen" not in resolved:  # It adds conditions and leaves those of the result alone.
-            now["resolved"].pop("unseen", None)
+        now["resolved"]["unseen"] = _common(resolved.get("unseen", {}), now["resolved"]["unseen"])
     elif begun.exists():
         made, before = job.folder, now | {"resolved": _without_free(read_json(begun))}
     else:
@@ -242,6 +241,19 @@ def changed_field(job: Job, config: Config) -> str | None:
         f"{made} was made with {path} = {old}, the definition now says {new}: "
         f"undo that, or remove {job.result} and {job.folder} to run it anew"
     )
+
+
+def _common(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Of the corruptions that training does not use, those that a result was evaluated on.
+
+    Others add conditions and leave those of the result alone.
+    """
+    kept = {}
+    for name, corruptions in before.items():
+        kinds = [each[CLASS].rpartition(".")[2] for each in corruptions]
+        known = [each for each in now.get(name, []) if each[CLASS].rpartition(".")[2] in kinds]
+        kept[name] = known
+    return kept
 
 
 def _without_free(tree: Any) -> Any:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+from scipy.stats import rankdata
 
 from fusion_jax.precision import at_least_float32
 
@@ -58,3 +59,16 @@ def expected_calibration_error(
     index = np.clip(np.ceil(np.asarray(confidence, np.float64) * bins).astype(int) - 1, 0, bins - 1)
     gap = np.bincount(index, weights=np.float64(correct) - np.float64(confidence), minlength=bins)
     return float(np.abs(gap).sum() / len(index))
+
+
+def separation(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " k"]) -> float:
+    """Probability that a value of `first` is above one of `second`, ties counting half (AUROC).
+
+    1 where all of `first` lie above, 0.5 where nothing tells them apart, 0 where all lie below.
+
+    References:
+        Hanley and McNeil, The meaning and use of the area under a ROC curve, Radiology 1982.
+    """
+    ranks = rankdata(np.concatenate([first, second]).astype(np.float64))
+    above = ranks[: len(first)].sum() - len(first) * (len(first) + 1) / 2
+    return float(above / (len(first) * len(second)))

@@ -110,7 +110,15 @@ class FusionModel(nn.Module):
             return cast(Any, encoder)(x, train=train, mask=rows)
 
         encode = nn.remat(call) if self.rematerialise else call
-        return encode(self.encoders[name], x, rows)
+        features = encode(self.encoders[name], x, rows)
+        for signal in getattr(self.scheduler, "signals", ()):
+            if hasattr(signal, "measure"):
+                try:
+                    ratio = signal.measure(x)
+                except FusionError as error:
+                    raise FusionError(f"the frequency ratio of {name!r}: {error}") from error
+                features = dataclasses.replace(features, frequency_ratio=ratio)
+        return features
 
     def decide(
         self,
@@ -120,11 +128,12 @@ class FusionModel(nn.Module):
         *,
         train: bool,
         progress: Float[Array, ""] | float = 1.0,
-        frequency_ratio: Float[Array, "b m"] | None = None,
         noise_level: Float[Array, "b m"] | None = None,
     ) -> ModelOutput:
         """Schedule, fuse and predict from features; see `__call__`."""
         stopped = jax.lax.stop_gradient(features)
+        ratios = [features[name].frequency_ratio for name in self.modalities]
+        measured = [ratio for ratio in ratios if ratio is not None]
 
         def predict(subsets: Bool[Array, "*lead b m"]) -> Float[Array, "*lead b k"]:
             return jax.lax.stop_gradient(self._on_subsets(stopped, _within(subsets, present)))
@@ -136,7 +145,9 @@ class FusionModel(nn.Module):
                 mask=mask,
                 progress=progress,
                 predict=predict,
-                frequency_ratio=frequency_ratio,
+                frequency_ratio=(
+                    jnp.stack(measured, axis=-1) if len(measured) == len(ratios) else None
+                ),
                 noise_level=noise_level,
             ),
             train=train,
@@ -167,7 +178,6 @@ class FusionModel(nn.Module):
         *,
         train: bool,
         progress: Float[Array, ""] | float = 1.0,
-        frequency_ratio: Float[Array, "b m"] | None = None,
         noise_level: Float[Array, "b m"] | None = None,
     ) -> ModelOutput:
         """Predict.
@@ -178,7 +188,6 @@ class FusionModel(nn.Module):
             mask: Bool[B], False on padding rows; None means no padding.
             train: training mode (dropout, batch statistics, scheduler state updates).
             progress: training fraction in [0, 1].
-            frequency_ratio: [B, M] or None, for schedulers that use it.
             noise_level: [B, M] injected noise in units of its reference, in training only.
 
         Raises:
@@ -193,7 +202,6 @@ class FusionModel(nn.Module):
             mask,
             train=train,
             progress=progress,
-            frequency_ratio=frequency_ratio,
             noise_level=noise_level,
         )
 

@@ -22,6 +22,8 @@ class Batch:
         target: pytree of Array[B, ...]; for classification Int[B].
         mask: Bool[B], False on the padding rows of a last batch.
         example_id: Int[B], stable and unique over the splits of a data set; keys all noise.
+        donors: modality name -> inputs of another example for each row, for corruptions that need
+            one; None where none does.
     """
 
     inputs: dict[str, Any]
@@ -29,6 +31,7 @@ class Batch:
     target: PyTree
     mask: Bool[Array, " b"]
     example_id: Int[Array, " b"]
+    donors: dict[str, Any] | None = None
 
 
 @struct.dataclass
@@ -43,6 +46,7 @@ class Features:
             log sigma^2.
         second_moment: [B, D] or None, of a probabilistic encoder: mean over positions of
             mu^2 + sigma^2.
+        frequency_ratio: [B] or None, of the preprocessed input, where a signal asks for it.
         grid: positions along each axis of the map that the tokens are, or None; a static value,
             whose product is N.
     """
@@ -52,6 +56,7 @@ class Features:
     token_mask: Bool[Array, "b n"] | None = None
     log_variance: Float[Array, "b d"] | None = None
     second_moment: Float[Array, "b d"] | None = None
+    frequency_ratio: Float[Array, " b"] | None = None
     grid: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
 
 
@@ -67,7 +72,7 @@ class SchedulerInput:
             the present modalities, in evaluation mode and with stopped gradient. None for tasks
             without a per-example prediction.
         progress: training fraction in [0, 1]; 1 in evaluation.
-        frequency_ratio: [B, M] or None.
+        frequency_ratio: [B, M] of the preprocessed inputs, or None where no signal asks for it.
         noise_level: [B, M] injected noise amplitude in units of the corruption's reference
             amplitude (0 = clean), known in training only. It may feed losses and the choice of
             clean examples, never weights.

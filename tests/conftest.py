@@ -71,6 +71,7 @@ def make_scheduler_input(
         mask=jnp.arange(rows) < rows - 1,
         progress=0.5,
         predict=predict,
+        frequency_ratio=jnp.asarray(generator.uniform(1, 9, (rows, num)), jnp.float32),
         noise_level=jnp.asarray(
             generator.uniform(0, 2, (rows, num)) * generator.integers(0, 2, (rows, num)),
             jnp.float32,

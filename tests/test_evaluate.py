@@ -12,7 +12,9 @@ from fusion_jax.corruptions.batch import corrupt_batch
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
 from fusion_jax.corruptions.impulse_noise import ImpulseNoise
 from fusion_jax.corruptions.legacy_noise import LegacyNoise
+from fusion_jax.corruptions.misalignment import Misalignment
 from fusion_jax.data.arrays import ArrayData
+from fusion_jax.data.donors import donor_indices
 from fusion_jax.data.loader import eval_batches
 from fusion_jax.encoders.mlp import MLPEncoder
 from fusion_jax.errors import FusionError
@@ -73,6 +75,7 @@ def run(tmp_path_factory):
         ),
         data=data,
         recipe=Recipe(corruptions={"left": GaussianNoise(deviation=1.0)}),
+        unseen={"right": (Misalignment(),)},
         num_steps=60,
         batch_size=32,
         eval_batch_size=16,
@@ -90,8 +93,8 @@ def test_report_has_one_row_per_cell_and_seed(run):
     workdir, _, _, report = run
     assert json.loads((workdir / "report.json").read_text()) == report
     assert report["seeds"] == [0, 1] and report["data"]["num_examples"] == NUM_TEST
-    # clean, left at two severities, without left, without right
-    assert len(report["cells"]) == 2 * 5
+    # clean, left at two severities, without left, without right, right of others at two severities
+    assert len(report["cells"]) == 2 * 7
     for row in report["cells"]:
         assert row["accuracy_low"] <= row["accuracy"] <= row["accuracy_high"]
         total = sum(row["weights"].values())
@@ -134,11 +137,64 @@ def test_records_hold_each_example_once_in_order(run):
     records = np.load(workdir / "seed_0" / "records_test.npz")
     np.testing.assert_array_equal(records["example_id"], 240 + np.arange(NUM_TEST))
     np.testing.assert_array_equal(records["session"], np.arange(NUM_TEST) // 3)
-    assert records["correct"].shape == (5, NUM_TEST)
-    assert records["weights"].shape == (5, NUM_TEST, 2)
+    assert records["correct"].shape == (7, NUM_TEST)
+    assert records["weights"].shape == (7, NUM_TEST, 2)
     accuracy = dict(zip(records["cells"], records["correct"].mean(axis=1), strict=True))
     row = next(r for r in report["cells"] if r["seed"] == 0 and r["severity"] == 1.0)
+    assert row["modality"] == "left"
     assert accuracy["noise/left/1"] == pytest.approx(row["accuracy"])
+
+
+def test_misaligned_inputs_are_those_of_other_examples(run):
+    workdir, data, config, report = run
+    _, spec, _ = load_config(workdir)
+    state = restore_best(state_shapes(config, spec), workdir, 0)
+    record = data.source("test")[np.arange(NUM_TEST)]
+    donors = donor_indices(
+        record["example_id"], record["target"], record["present"][:, 1], name="right"
+    )
+    inputs = record["inputs"] | {"right": record["inputs"]["right"][donors]}
+    variables = {"params": state.params, **state.collections}
+    output = config.model.apply(variables, inputs, record["present"], train=False)
+    correct = np.asarray(output.prediction).argmax(axis=-1) == record["target"]
+    arrays = np.load(workdir / "seed_0" / "records_test.npz")
+    labels = [str(label) for label in arrays["cells"]]
+    np.testing.assert_array_equal(arrays["correct"][labels.index("Misalignment/right/1")], correct)
+    assert not arrays["noise_level"][labels.index("Misalignment/right/1")].any()
+    rows = [r for r in report["cells"] if r["corruption"] == "Misalignment"]
+    assert {row["strength"] for row in rows} == {
+        "50 % replaced by another's",
+        "100 % replaced by another's",
+    }
+    assert correct.mean() < report["cells"][0]["accuracy"] - 0.1
+
+
+def test_separation_tells_how_well_a_signal_knows_a_condition(run):
+    workdir, data, config, report = run
+    _, spec, _ = load_config(workdir)
+    state = restore_best(state_shapes(config, spec), workdir, 0)
+    clean, noisy = evaluate_grid(
+        compiled_grid(dataclasses.replace(config, unseen={})),
+        {"params": state.params, **state.collections},
+        eval_batches(data.source("test"), batch_size=16),
+        cells=[Cell(), one("left", 1.0)],
+        key=stream(jax.random.key(0), "evaluation", "test"),
+        progress=int(state.step) / config.num_steps,
+    )
+    pairs = np.subtract.outer(
+        clean.signals["PredictedNoise"][:, 0], noisy.signals["PredictedNoise"][:, 0]
+    )
+    rows = {
+        (r["corruption"], r["severity"], *r["missing"]): r["separation"]["PredictedNoise"]
+        for r in report["cells"]
+        if r["seed"] == 0
+    }
+    assert rows["none", 0.0] == {"left": 0.5, "right": 0.5}
+    found = rows["GaussianNoise", 1.0]
+    # The other modality is what it was.
+    assert found["right"] == 0.5 and found["left"] != 0.5
+    assert found["left"] == pytest.approx(np.mean((np.sign(pairs) + 1) / 2), abs=1e-3)
+    assert rows["none", 0.0, "left"]["left"] is None
 
 
 def test_evaluating_twice_gives_the_same_report(run):
@@ -171,12 +227,18 @@ def test_grid_does_not_depend_on_the_batch_size(run):
     _, spec, _ = load_config(workdir)
     state = restore_best(state_shapes(config, spec), workdir, 0)
     program = compiled_grid(config)
-    cells = [Cell(), one("left", 0.5), Cell((("left", Condition("GaussianNoise", 1.0, True)),))]
+    cells = [
+        Cell(),
+        one("left", 0.5),
+        Cell((("left", Condition("GaussianNoise", 1.0, True)),)),
+        one("right", 0.5, "Misalignment"),
+    ]
+    donors = {"right": np.roll(np.arange(NUM_TEST), 5)}
     results = [
         evaluate_grid(
             program,
             {"params": state.params, **state.collections},
-            eval_batches(data.source("test"), batch_size=size),
+            eval_batches(data.source("test"), batch_size=size, donors=donors),
             cells=cells,
             key=jax.random.key(0),
         )

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from fusion_jax.config import to_tree
+from fusion_jax.corruptions.coloured_noise import ColouredNoise
+from fusion_jax.corruptions.misalignment import Misalignment
 from fusion_jax.errors import FusionError, Stopped
 from fusion_jax.evaluation.intervals import bootstrap_weights, seed_interval, seed_p_values
 from fusion_jax.evaluation.tables import render_tables
@@ -686,6 +688,21 @@ def test_a_library_that_grows_leaves_results_valid(define, tmp_path):
     tree["model"]["fusion"]["$class"] = "fusion_jax.fusion.sum.SumFusion"
     finish(job, correct=drawn(job, 4), resolved=tree)
     assert "config.model.encoders.audio" in changed_field(job, job.run.build(0))
+
+
+def test_a_new_kind_of_corruption_leaves_results_valid(define, tmp_path):
+    (job, *_) = jobs_of(define(), tmp_path)
+    config = job.run.build(0)
+    config.unseen = {"audio": (ColouredNoise(),)}
+    finish(job, correct=drawn(job, 4), config=config)
+    more = dataclasses.replace(config, unseen={"audio": (ColouredNoise(), Misalignment())})
+    assert changed_field(job, more) is None
+    more.unseen["image"] = (Misalignment(),)
+    assert changed_field(job, more) is None
+    # What the result has must still be there, and be the same.
+    assert "unseen" in changed_field(job, dataclasses.replace(config, unseen={}))
+    other = dataclasses.replace(config, unseen={"audio": (ColouredNoise(exponent=2.0),)})
+    assert "exponent = 1.0, the definition now says 2.0" in changed_field(job, other)
 
 
 def test_a_folder_begun_with_another_configuration_is_refused(define, tmp_path):

@@ -6,9 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
-from fusion_jax.metrics import classification_records, expected_calibration_error, weighted_mean
+from fusion_jax.metrics import (
+    classification_records,
+    expected_calibration_error,
+    separation,
+    weighted_mean,
+)
 
 records_of = jax.jit(classification_records)
 
@@ -117,3 +122,12 @@ def test_calibration_error_of_certainty(value):
     assert expected_calibration_error(confidence, np.array([1, 1, 0, 0, 0])) == pytest.approx(
         abs(0.4 - value)
     )
+
+
+def test_separation_is_the_area_under_the_curve_of_sklearn():
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(1, 1, 60).round(1), generator.normal(0, 1, 90).round(1)
+    truth = np.repeat([1, 0], [60, 90])
+    expected = roc_auc_score(truth, np.concatenate([first, second]))
+    assert separation(first, second) == pytest.approx(expected, abs=1e-12)
+    assert separation(first, first) == 0.5 and separation(first + 9, second) == 1

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusion_jax.balancing.ogm import OGM, discrepancy_ratio
+from fusion_jax.balancing.ogm import OGM
 from fusion_jax.balancing.scale_by_modality import scale_by_modality
+from fusion_jax.blocks.true_class import discrepancy_ratio
 from fusion_jax.errors import FusionError
 from fusion_jax.types import Batch, FusionWeights, ModelOutput
 

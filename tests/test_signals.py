@@ -9,12 +9,21 @@ import optax
 import pytest
 from scipy.stats import spearmanr
 
+from fusion_jax.encoders.cnn import CNNEncoder
+from fusion_jax.encoders.mlp import MLPEncoder
 from fusion_jax.errors import FusionError
+from fusion_jax.frequency import frequency_ratio
+from fusion_jax.fusion.sum import SumFusion
+from fusion_jax.models import FusionModel
+from fusion_jax.preprocess.standardise import Standardise
 from fusion_jax.schedulers.qmf import QMFScheduler
+from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.udml import power_weights
 from fusion_jax.signals.dependence import Dependence, logit_change
 from fusion_jax.signals.energy import Energy
+from fusion_jax.signals.frequency_ratio import FrequencyRatio
 from fusion_jax.signals.predicted_noise import PredictedNoise, noise_cues
+from fusion_jax.tasks.classification import ClassificationHead
 from fusion_jax.types import Features, SchedulerInput
 from tests.conftest import NAMES, make_features, make_scheduler_input
 
@@ -486,3 +495,58 @@ def test_dependence_is_measured_where_some_are_missing_but_never_where_some_are_
     np.testing.assert_array_equal(share(present=alone), 1)
     # One modality is in no row that counts: shares among the others would be too large.
     np.testing.assert_array_equal(share(present=jnp.asarray(pairs[[0] * 12])), 1)
+
+
+# Frequency ratio
+
+
+def test_frequency_ratio_is_the_logarithm_of_what_is_given():
+    ratio = jnp.asarray([[1.0, 8.0], [0.0, 2.0], [3.0, jnp.inf]])
+    present = jnp.ones((3, 2), bool).at[2, 1].set(False)
+    inputs = make_input(2, rows=3, present=present, frequency_ratio=ratio)
+    found = FrequencyRatio().apply({}, inputs, train=False).value
+    expected = np.log([[1, 8], [np.finfo(np.float32).tiny, 2], [3, 1]])
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_model_measures_frequency_ratios_of_preprocessed_inputs():
+    generator = np.random.default_rng(0)
+    smooth = np.broadcast_to(np.linspace(-1, 1, 16), (3, 16, 16))[..., None]
+    inputs = {
+        "a": np.float32(smooth + 0.01 * generator.normal(size=(3, 16, 16, 1))),
+        "b": np.float32(generator.normal(size=(3, 32))),
+    }
+    signal = FrequencyRatio(block=4)
+    model = FusionModel(
+        encoders={"a": CNNEncoder(widths=(4,), features=4, groups=2), "b": MLPEncoder((4,), 4)},
+        scheduler=StaticScheduler(signals=(signal,)),
+        fusion=SumFusion(),
+        head=ClassificationHead(num_classes=2),
+        preprocess={"a": Standardise(mean=0.0, deviation=2.0)},
+    )
+    present = jnp.ones((3, 2), bool).at[1, 0].set(False)
+    output, _ = model.init_with_output(jax.random.key(0), inputs, present, train=False)
+    found = output.fusion.signals["FrequencyRatio"]
+    expected = np.log(
+        [frequency_ratio(inputs["a"] / 2, block=4), frequency_ratio(inputs["b"], block=4)]
+    ).T
+    expected[1, 0] = 0
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert found[0, 0] > found[0, 1] + 1
+
+
+def test_frequency_ratio_without_ratios_or_with_too_small_inputs_is_refused():
+    with pytest.raises(FusionError, match="a FusionModel measures it"):
+        FrequencyRatio().apply({}, make_input(2), train=False)
+    with pytest.raises(FusionError, match="'official' is not finite"):
+        FrequencyRatio(mode="official").measure(jnp.ones((2, 8)))
+    model = FusionModel(
+        encoders={"tiny": MLPEncoder((4,), 4)},
+        scheduler=StaticScheduler(signals=(FrequencyRatio(),)),
+        fusion=SumFusion(),
+        head=ClassificationHead(num_classes=2),
+    )
+    with pytest.raises(FusionError, match="the frequency ratio of 'tiny': an input of 5 samples"):
+        model.init(
+            jax.random.key(0), {"tiny": jnp.ones((2, 5))}, jnp.ones((2, 1), bool), train=False
+        )

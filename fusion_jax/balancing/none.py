@@ -13,10 +13,12 @@ from fusion_jax.types import Batch, ModelOutput
 class NoBalancer:
     """The neutral balancer: all weights and scales are 1. It shows the protocol in full.
 
-    A balancer may have two more attributes (fields or properties). `site`: where `update_scale`
+    A balancer may have more attributes (fields, properties, methods). `site`: where `update_scale`
     acts, "update" (the default: on the finished step of an adaptive optimiser) or "gradient" (on
     what the optimiser is given). `gradient_noise`: with site "gradient", noise in standard
-    deviations of each gradient, see `fusion_jax.balancing.scale_by_modality`.
+    deviations of each gradient, see `fusion_jax.balancing.scale_by_modality`. `drop_rates`: a
+    method (state, key) -> [M], the probability with which each modality is dropped from each
+    example of a step, on top of the recipe's modality dropout.
     """
 
     def init(self, num_modalities: int) -> Any:

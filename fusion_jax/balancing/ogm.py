@@ -3,15 +3,12 @@
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from fusion_jax.axes import any_row, masked_mean
+from fusion_jax.blocks.true_class import discrepancy_ratio, true_class_scores
 from fusion_jax.errors import FusionError
 from fusion_jax.types import Batch, ModelOutput
-
-EPSILON = 1e-6
 
 
 @dataclasses.dataclass
@@ -71,12 +68,8 @@ class OGM:
         self, state: Any, batch: Batch, output: ModelOutput
     ) -> tuple[Float[Array, " m"], Float[Array, " m"], Any]:
         """Look at a training step; see `fusion_jax.balancing.none.NoBalancer.observe`."""
-        here = output.present & batch.mask[:, None]
-        true = jax.nn.one_hot(batch.target, output.unimodal.shape[-1])
-        probability = jnp.sum(jax.nn.softmax(output.unimodal) * true[:, None, :], axis=-1)
-        each = range(probability.shape[1])
-        scores = jnp.stack([masked_mean(probability[:, m], here[:, m]) for m in each])
-        ratio = discrepancy_ratio(scores, jnp.stack([any_row(here[:, m]) for m in each]))
+        scores, available = true_class_scores(output, batch)
+        ratio = discrepancy_ratio(scores, available)
         active = (state["step"] >= self.start) & ((self.end == 0) | (state["step"] < self.end))
         scale = jnp.where((ratio > 1) & active, 1 - jnp.tanh(self.alpha * ratio), 1.0)
         kept = scores.astype(state["score"].dtype)
@@ -86,22 +79,3 @@ class OGM:
     def example(cls) -> "OGM":
         """A small instance for the conformance tests."""
         return cls()
-
-
-def discrepancy_ratio(
-    scores: Float[Array, " m"], available: Bool[Array, " m"]
-) -> Float[Array, " m"]:
-    """Each modality's score over the mean score of the others, 1 where there is nothing to compare.
-
-    Args:
-        scores: [M], >= 0.
-        available: Bool[M], the others do not count.
-
-    References:
-        Peng et al., CVPR 2022, equation 9, for two modalities.
-    """
-    counted = jnp.where(available, scores, 0)
-    others = jnp.maximum(available.sum() - 1, 1)
-    mean = (counted.sum() - counted) / others
-    comparable = available & (available.sum() > 1)
-    return jnp.where(comparable, scores / (mean + EPSILON), 1.0)

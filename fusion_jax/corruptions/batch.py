@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from fusion_jax.axes import map_rows
+from fusion_jax.errors import FusionError
 from fusion_jax.rng import example_keys, stream
 
 BLOCK = 8
@@ -19,6 +20,7 @@ def corrupt_batch(
     *,
     keys: Key[Array, " b"],
     severity: Float[Array, " b"],
+    donor: Shaped[Array, "b ..."] | None = None,
 ) -> Shaped[Array, "b ..."]:
     """Corrupt each row of a batch: the same bits for any batch size, order and device count.
 
@@ -27,17 +29,28 @@ def corrupt_batch(
     small program of fixed shape (blocks of 8), fenced off from its surroundings.
 
     Args:
-        corruption: (key, x, severity) -> x for one example.
+        corruption: (key, x, severity, donor) -> x for one example.
         x: [B, ...].
         keys: one key per row.
         severity: [B] in [0, 1]; rows with 0 come back as they are.
+        donor: [B, ...] as x, inputs of other examples, for corruptions with `needs_donor`.
+
+    Raises:
+        FusionError: where the corruption needs a donor and none is given.
     """
     blocks = jax.tree_util.Partial(_corrupt_blocks, corruption)
-    return map_rows(blocks)(keys, x, severity)
+    if not getattr(corruption, "needs_donor", False):
+        return map_rows(blocks)(keys, x, severity)
+    if donor is None:
+        raise FusionError(
+            f"{type(corruption).__name__} needs inputs of other examples: give the batch its "
+            "donors, as fusion_jax.evaluate does"
+        )
+    return map_rows(blocks)(keys, x, severity, donor)
 
 
 def _corrupt_blocks(
-    corruption: Callable[..., Array], keys: Array, x: Array, severity: Array
+    corruption: Callable[..., Array], keys: Array, x: Array, severity: Array, *donor: Array
 ) -> Array:
     """Corrupt rows in blocks of BLOCK; a short last block is filled with repeats of row 0."""
     # Keys travel as their numbers: filling up repeats a key, which typed keys refuse for good
@@ -48,22 +61,24 @@ def _corrupt_blocks(
 
     # Rows are flat at the fences, so that arithmetic on flat rows is not folded back into an
     # innermost axis of few channels, which the compiler does not vectorise.
-    def flat_corruption(key: Array, row: Array, strength: Array) -> Array:
-        return corruption(key, row.reshape(shape), strength).reshape(-1)
+    def flat_corruption(key: Array, row: Array, strength: Array, *other: Array) -> Array:
+        others = [values.reshape(shape) for values in other]
+        return corruption(key, row.reshape(shape), strength, *others).reshape(-1)
 
     def in_blocks(values: Array) -> Array:
         filled = jnp.concatenate([values, jnp.repeat(values[:1], padding, axis=0)])
         return filled.reshape((-1, BLOCK, *values.shape[1:]))
 
-    def one_block(block: tuple[Array, Array, Array]) -> Array:
-        key_data, rows, strength = jax.lax.optimization_barrier(block)
+    def one_block(block: tuple[Array, ...]) -> Array:
+        key_data, rows, strength, *other = jax.lax.optimization_barrier(block)
         row_keys = jax.random.wrap_key_data(key_data, impl=impl)
-        noisy = jax.vmap(flat_corruption)(row_keys, rows, strength)
+        noisy = jax.vmap(flat_corruption)(row_keys, rows, strength, *other)
         noisy = jnp.where((strength == 0)[:, None], rows, noisy)
         return jax.lax.optimization_barrier(noisy)
 
-    flat = x.reshape(num_rows, math.prod(shape))
-    blocks = jax.lax.map(one_block, (in_blocks(numbers), in_blocks(flat), in_blocks(severity)))
+    flat = [values.reshape(num_rows, math.prod(shape)) for values in (x, *donor)]
+    parts = (in_blocks(numbers), in_blocks(flat[0]), in_blocks(severity))
+    blocks = jax.lax.map(one_block, (*parts, *map(in_blocks, flat[1:])))
     return blocks.reshape((-1, *shape))[:num_rows]
 
 
@@ -71,7 +86,7 @@ def drop_modalities(
     key: Key[Array, ""],
     present: Bool[Array, "b m"],
     *,
-    rate: Float[Array, ""] | float,
+    rate: Float[Array, " m"] | Float[Array, ""] | float,
     example_id: Int[Array, " b"],
 ) -> Bool[Array, "b m"]:
     """Modality dropout: the one definition of its rate.
@@ -83,7 +98,7 @@ def drop_modalities(
     Args:
         key: stream of this step.
         present: Bool[B, M].
-        rate: in [0, 1].
+        rate: in [0, 1]; [M] where it differs from modality to modality.
         example_id: Int[B], keys the draws.
 
     Returns:

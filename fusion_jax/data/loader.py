@@ -7,7 +7,7 @@ whether the run started at 0 or was resumed at k, and does not depend on the num
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import grain
@@ -109,9 +109,23 @@ def train_batches(
 
 
 def eval_batches(
-    source: Source, *, batch_size: int, first: int = 0, host: tuple[int, int] = (0, 1)
+    source: Source,
+    *,
+    batch_size: int,
+    first: int = 0,
+    host: tuple[int, int] = (0, 1),
+    donors: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[Batch]:
-    """Each example once, in order, from example `first` on; the last batch is padded and masked."""
+    """Each example once, in order, from example `first` on; the last batch is padded and masked.
+
+    Args:
+        source: the split.
+        batch_size: examples over all hosts.
+        first: the first example.
+        host: (index, count) of this host; it gets its slice of each batch.
+        donors: modality -> position [N] of each example's donor
+            (`fusion_jax.data.donors.donor_indices`).
+    """
     local, total = _local_rows(batch_size, host), len(source)
     starts = range(first, total, batch_size)
     order = grain.MapDataset.source(list(starts)).map(
@@ -119,6 +133,7 @@ def eval_batches(
             source,
             np.arange(start, min(start + batch_size, total))[local],
             size=local.stop - local.start,
+            donors=donors,
         )
     )
     return iter(order.to_iter_dataset(READ))
@@ -133,14 +148,26 @@ def _local_rows(batch_size: int, host: tuple[int, int]) -> slice:
     return slice(index * local, (index + 1) * local)
 
 
-def make_batch(source: Source, indices: np.ndarray, *, size: int) -> Batch:
+def make_batch(
+    source: Source,
+    indices: np.ndarray,
+    *,
+    size: int,
+    donors: Mapping[str, np.ndarray] | None = None,
+) -> Batch:
     """Gather, check and pad one batch to `size` rows; padding is a masked repeat of its first row.
 
     Without any index it is padding only, of the source's first example.
     """
     valid = len(indices)
-    record = source[indices if valid else np.zeros(1, np.int64)]
+    read = indices if valid else np.zeros(1, np.int64)
+    record = source[read]
     check_record(record, source.spec)
+    lent = {}
+    for name, positions in (donors or {}).items():
+        lender = source[positions[read]]
+        check_record(lender, source.spec)
+        lent[name] = lender["inputs"][name]
 
     def pad(x: np.ndarray) -> Any:
         missing = size - len(x)
@@ -154,6 +181,7 @@ def make_batch(source: Source, indices: np.ndarray, *, size: int) -> Batch:
         target=pad(record["target"]),
         mask=cast(Any, np.arange(size) < valid),
         example_id=pad(record["example_id"]),
+        donors={name: pad(x) for name, x in lent.items()} or None,
     )
 
 

@@ -220,10 +220,10 @@ def encode_program(
 
     def corrupted(corruption: Any) -> Callable[..., tuple[Array, Array]]:
         def function(
-            x: Array, severities: Array, example_id: Array, key: Array
+            x: Array, severities: Array, example_id: Array, key: Array, donor: Array | None
         ) -> tuple[Array, Array]:
             keys = example_keys(stream(key, type(corruption).__name__, modality), example_id)
-            noisy = corrupt_batch(corruption, x, keys=keys, severity=severities)
+            noisy = corrupt_batch(corruption, x, keys=keys, severity=severities, donor=donor)
             return noisy, corruption.noise_level(severities)
 
         return function
@@ -238,7 +238,13 @@ def encode_program(
         x = batch.inputs[modality]
         # A switch, outside any vmap, computes the chosen corruption only.
         x, level = jax.lax.switch(
-            number, [_untouched, *map(corrupted, corruptions)], x, severities, batch.example_id, key
+            number,
+            [_untouched, *map(corrupted, corruptions)],
+            x,
+            severities,
+            batch.example_id,
+            key,
+            (batch.donors or {}).get(modality),
         )
         features = model.apply(
             variables,
@@ -255,10 +261,10 @@ def encode_program(
 
 
 def _untouched(
-    x: Array, severities: Array, example_id: Array, key: Array
+    x: Array, severities: Array, example_id: Array, key: Array, donor: Array | None
 ) -> tuple[Array, Float[Array, " b"]]:
     """A clean input and its noise levels."""
-    del example_id, key
+    del example_id, key, donor
     return x, jnp.zeros(severities.shape)
 
 

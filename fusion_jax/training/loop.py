@@ -105,10 +105,11 @@ class Trainer:
             ),
             self.shapes,
         )
+        # Validation meets what training meets.
         self.grid = make_grid_program(
             config.model,
             config.task,
-            config.evaluation_corruptions(),
+            {name: (corruption,) for name, corruption in config.recipe.corruptions.items()},
             compiled=self.parallel.evaluation,
         )
 
@@ -264,7 +265,8 @@ def _check_corruptions(config: Config, spec: DataSpec) -> None:
         x = jax.ShapeDtypeStruct(wanted.shape, wanted.dtype)
         for corruption in corruptions:
             try:
-                made = jax.eval_shape(corruption, jax.random.key(0), x, np.float32(0.5))
+                donor = [x] if getattr(corruption, "needs_donor", False) else []
+                made = jax.eval_shape(corruption, jax.random.key(0), x, np.float32(0.5), *donor)
             except (FusionError, TypeError, ValueError) as error:
                 raise FusionError(
                     f"{type(corruption).__name__} cannot be applied to modality {name!r}: "

@@ -46,8 +46,10 @@ def make_train_step(
     ) -> tuple[TrainState, Any]:
         progress = state.step / num_steps
         views = {name: make_view(name, batch, recipe, state, progress) for name in objective.views}
-        batches = {name: view for name, (view, _) in views.items()}
         first_view = objective.views[0]
+        if hasattr(balancer, "drop_rates"):
+            views[first_view] = drop_for_balance(balancer, state, *views[first_view])
+        batches = {name: view for name, (view, _) in views.items()}
 
         def loss_of(params: Any) -> tuple[Array, tuple[Any, ...]]:
             outputs, collections = run_views(model, params, state, views, num_steps, number)
@@ -88,6 +90,20 @@ def make_train_step(
         ), metrics
 
     return step
+
+
+def drop_for_balance(
+    balancer: Any, state: TrainState, view: Batch, noise_level: Float[Array, "b m"]
+) -> tuple[Batch, Float[Array, "b m"]]:
+    """A view without what the balancer drops from it."""
+    key = stream(state.key, "balancer", state.step)
+    present = drop_modalities(
+        stream(key, "drop"),
+        view.present,
+        rate=balancer.drop_rates(state.balancer, key),
+        example_id=view.example_id,
+    )
+    return dataclasses.replace(view, present=present), noise_level
 
 
 def scale_arguments(balancer: Any, scale: Float[Array, " m"], state: TrainState) -> dict[str, Any]:
