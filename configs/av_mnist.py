@@ -2,16 +2,18 @@
 
 python train.py --config=configs/av_mnist.py --workdir=runs/av_mnist
 
-Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation),
-`transformer` (the same with a late-fusion transformer), `average` (of the modalities' own
-predictions), `qmf` (weights by confidence, with its rank loss), `probabilistic` (`udml` with
-Gaussian codes and their divergence), `udml_official` (the released arithmetic), `ma_afs` and
-`combined` (a learned gate over entropy and agreement, `combined` over UDML's signals too; no
-results yet), `audio` and `image` (one modality alone). Controls of `udml`: `quality` (no
-dependence), `constant` (weights that do not depend on the example), `permuted` (those of another
-example), `true_severity` (told the noise). `mwam`, `ogm` and `fixed` are `static` with that
-balancer. All have the same augmentation. A seed of 2,000 steps takes 2 to 7 minutes on 2 CPU cores;
-results: docs/results/udml_av_mnist.md (600 steps), of an earlier version docs/results/av_mnist.md.
+Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation), `concat` and
+`transformer` (the same with features side by side, or a late-fusion transformer), `average` (of the
+modalities' own predictions), `qmf` (weights by confidence, with its rank loss), `arm` (more weight
+to what tells less), `probabilistic` (`udml` with Gaussian codes and their divergence),
+`udml_official` (the released arithmetic), `ma_afs` and `combined` (a learned gate over entropy and
+agreement, `combined` over UDML's signals too; no results yet), `combined_without_entropy`,
+`_agreement`, `_predicted_noise` and `_dependence`, `audio` and `image` (one modality alone).
+Controls of `udml`: `quality` (no dependence), `constant` (weights that do not depend on the
+example), `permuted` (those of another example), `true_severity` (told the noise). `mwam`, `ogm`,
+`opm` and `fixed` are `static` with that balancer. All have the same augmentation. A seed of 2,000
+steps takes 2 to 7 minutes on 2 CPU cores; results: docs/results/udml_av_mnist.md (600 steps), of an
+earlier version docs/results/av_mnist.md.
 
 `resnet18` is `udml` with ResNet-18 encoders of half the usual width (2.8 million parameters each).
 """
@@ -22,10 +24,12 @@ from fusion_jax.balancing.fixed import FixedScales
 from fusion_jax.balancing.mwam import MWAM
 from fusion_jax.balancing.none import NoBalancer
 from fusion_jax.balancing.ogm import OGM
+from fusion_jax.balancing.opm import OPM
 from fusion_jax.config import Config, Recipe
 from fusion_jax.corruptions.coloured_noise import ColouredNoise
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
 from fusion_jax.corruptions.impulse_noise import ImpulseNoise
+from fusion_jax.corruptions.misalignment import Misalignment
 from fusion_jax.corruptions.white_noise import WhiteNoise
 from fusion_jax.data.av_mnist import AVMNIST
 from fusion_jax.encoders.cnn import CNNEncoder
@@ -42,7 +46,8 @@ from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.log_mel import LogMel
 from fusion_jax.preprocess.standardise import Standardise
-from fusion_jax.schedulers.combined import CombinedScheduler
+from fusion_jax.schedulers.arm import ARMScheduler
+from fusion_jax.schedulers.combined import SIGNALS, CombinedScheduler, combined_without
 from fusion_jax.schedulers.constant import ConstantScheduler
 from fusion_jax.schedulers.ma_afs import MAAFSScheduler
 from fusion_jax.schedulers.qmf import QMFScheduler
@@ -63,11 +68,17 @@ VARIANTS = {
     "probabilistic": (lambda: UDMLScheduler(divergence_weight=1e-3), BOTH),
     "udml_official": (official_udml, BOTH),
     "static": (StaticScheduler, BOTH),
+    "concat": (StaticScheduler, BOTH),
     "transformer": (StaticScheduler, BOTH),
     "average": (StaticScheduler, BOTH),
     "qmf": (QMFScheduler, BOTH),
+    "arm": (ARMScheduler, BOTH),
     "ma_afs": (MAAFSScheduler, BOTH),
     "combined": (CombinedScheduler, BOTH),
+    **{
+        f"combined_without_{name}": (functools.partial(combined_without, name), BOTH)
+        for name in SIGNALS
+    },
     # Controls of udml: what do adapting, dependence and knowing the noise contribute?
     "quality": (lambda: UDMLScheduler(signals=(PredictedNoise(),), exponents=(0.5,)), BOTH),
     "constant": (lambda: ConstantScheduler(shares=SHARES), BOTH),
@@ -75,6 +86,7 @@ VARIANTS = {
     "true_severity": (TrueSeverityScheduler, BOTH),
     "mwam": (StaticScheduler, BOTH),
     "ogm": (StaticScheduler, BOTH),
+    "opm": (StaticScheduler, BOTH),
     "fixed": (StaticScheduler, BOTH),
     "audio": (StaticScheduler, ("audio",)),
     "image": (StaticScheduler, ("image",)),
@@ -86,12 +98,13 @@ OBJECTIVES = {
     "qmf": functools.partial(RankedConfidence, num_examples=70000),
     "average": functools.partial(Supervised, fused_weight=0.0),
     "ma_afs": MAAFSObjective,
-    "combined": MAAFSObjective,
+    **{name: MAAFSObjective for name in VARIANTS if name.startswith("combined")},
 }
 PROBABILISTIC = ("probabilistic", "udml_official")
 FUSION = {
     "transformer": TransformerFusion,
     "average": MeanFusion,
+    "concat": ConcatFusion,
     "udml_official": ConcatFusion,
 }
 
@@ -99,6 +112,7 @@ FUSION = {
 BALANCERS = {
     "mwam": functools.partial(MWAM, padding="edge"),
     "ogm": OGM,
+    "opm": OPM,
     "fixed": FixedScales,
 }
 
@@ -114,7 +128,10 @@ def get_config(variant: str = "udml") -> Config:
     encoder = functools.partial(encoder, probabilistic=variant in PROBABILISTIC)
     preprocess = {"audio": LogMel(), "image": Standardise(mean=MEAN, deviation=DEVIATION)}
     corruptions = {"audio": WhiteNoise(), "image": GaussianNoise(deviation=DEVIATION)}
-    unseen = {"audio": (ColouredNoise(),), "image": (ImpulseNoise(),)}
+    unseen = {
+        "audio": (ColouredNoise(), Misalignment()),
+        "image": (ImpulseNoise(), Misalignment()),
+    }
     return Config(
         model=FusionModel(
             preprocess={name: preprocess[name] for name in modalities},

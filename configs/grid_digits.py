@@ -3,7 +3,8 @@
 python train.py --config=configs/grid_digits.py --workdir=runs/grid_digits
 
 Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation),
-`transformer` (the same with a late-fusion transformer), `audio` and `video` (one modality alone,
+`transformer` (the same with a late-fusion transformer), `ma_afs` and `combined` (a learned gate
+over entropy and agreement, `combined` over UDML's signals too), `audio` and `video` (one alone,
 same encoder and augmentation); `mwam` and `ogm` are `static` with that balancer. Folds:
 `--config.data.fold=0` to 4.
 
@@ -20,6 +21,7 @@ from fusion_jax.balancing.none import NoBalancer
 from fusion_jax.balancing.ogm import OGM
 from fusion_jax.config import Config, Recipe
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
+from fusion_jax.corruptions.misalignment import Misalignment
 from fusion_jax.corruptions.white_noise import WhiteNoise
 from fusion_jax.data.grid_words import GridWords
 from fusion_jax.encoders.mlp import MLPEncoder
@@ -27,10 +29,13 @@ from fusion_jax.errors import FusionError
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.fusion.transformer import TransformerFusion
 from fusion_jax.models import FusionModel
+from fusion_jax.objectives.ma_afs import MAAFSObjective
 from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.log_mel import LogMel
 from fusion_jax.preprocess.standardise import Standardise
+from fusion_jax.schedulers.combined import CombinedScheduler
+from fusion_jax.schedulers.ma_afs import MAAFSScheduler
 from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.udml import UDMLScheduler
 from fusion_jax.tasks.classification import ClassificationHead
@@ -44,11 +49,14 @@ VARIANTS = {
     "udml": (UDMLScheduler, ("audio", "video")),
     "static": (StaticScheduler, ("audio", "video")),
     "transformer": (StaticScheduler, ("audio", "video")),
+    "ma_afs": (MAAFSScheduler, ("audio", "video")),
+    "combined": (CombinedScheduler, ("audio", "video")),
     "mwam": (StaticScheduler, ("audio", "video")),
     "ogm": (StaticScheduler, ("audio", "video")),
     "audio": (StaticScheduler, ("audio",)),
     "video": (StaticScheduler, ("video",)),
 }
+OBJECTIVES = {"ma_afs": MAAFSObjective, "combined": MAAFSObjective}
 
 # Sides that are no multiple of 8 are repeated at their edge for the frequency ratio.
 BALANCERS = {"mwam": functools.partial(MWAM, padding="edge"), "ogm": OGM}
@@ -83,8 +91,9 @@ def get_config(variant: str = "udml") -> Config:
         ),
         data=GridWords(task="digit", modalities=modalities),
         recipe=Recipe(corruptions={name: corruptions[name] for name in modalities}),
+        unseen={name: (Misalignment(),) for name in modalities},
         # Each modality must also stand alone, in every variant (chosen on validation).
-        objective=Supervised(unimodal_weight=1.0),
+        objective=OBJECTIVES.get(variant, Supervised)(unimodal_weight=1.0),
         balancer=BALANCERS.get(variant, NoBalancer)(),
         optimizer=AdamW(learning_rate=2e-3),
         num_steps=800,

@@ -2,13 +2,16 @@
 
 python train.py --config=configs/handwritten.py --workdir=runs/handwritten
 
-Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation),
-`transformer` (the same with a late-fusion transformer), `average` (of the modalities' own
-predictions), `qmf` (weights by confidence, with its rank loss), `probabilistic` (`udml` with
-Gaussian codes and their divergence), `udml_official` (the released arithmetic), and `fac`, `fou`,
-`kar`, `mor`, `pix` and `zer` (one modality alone). Controls of `udml`: `quality` (no dependence),
-`constant` (weights that do not depend on the example), `permuted` (those of another example),
-`true_severity` (told the noise). All have the same augmentation.
+Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation), `concat` and
+`transformer` (the same with features side by side, or a late-fusion transformer), `average` (of the
+modalities' own predictions), `qmf` (weights by confidence, with its rank loss), `probabilistic`
+(`udml` with Gaussian codes and their divergence), `udml_official` (the released arithmetic),
+`ma_afs` and `combined` (a learned gate over entropy and agreement, `combined` over UDML's signals
+too; no results yet), `combined_without_entropy`, `_agreement`, `_predicted_noise` and
+`_dependence`, and `fac`, `fou`, `kar`, `mor`, `pix` and `zer` (one modality alone). Controls of
+`udml`: `quality` (no dependence), `constant` (weights that do not depend on the example),
+`permuted` (those of another example), `true_severity` (told the noise). All have the same
+augmentation.
 
 About a minute on 2 CPU cores, some of it for the 62 missing patterns of a validation. Accuracy of
 `udml` on the 200 validation examples, one seed: clean 0.99, a modality at severities up to 0.4
@@ -20,6 +23,7 @@ import functools
 from fusion_jax.config import Config, Recipe
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
 from fusion_jax.corruptions.impulse_noise import ImpulseNoise
+from fusion_jax.corruptions.misalignment import Misalignment
 from fusion_jax.data.handwritten import MODALITIES, Handwritten, training_statistics
 from fusion_jax.encoders.mlp import MLPEncoder
 from fusion_jax.errors import FusionError
@@ -28,11 +32,14 @@ from fusion_jax.fusion.mean import MeanFusion
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.fusion.transformer import TransformerFusion
 from fusion_jax.models import FusionModel
+from fusion_jax.objectives.ma_afs import MAAFSObjective
 from fusion_jax.objectives.ranked_confidence import RankedConfidence
 from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.standardise_features import StandardiseFeatures
+from fusion_jax.schedulers.combined import SIGNALS, CombinedScheduler, combined_without
 from fusion_jax.schedulers.constant import ConstantScheduler
+from fusion_jax.schedulers.ma_afs import MAAFSScheduler
 from fusion_jax.schedulers.qmf import QMFScheduler
 from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.true_severity import TrueSeverityScheduler
@@ -47,9 +54,16 @@ VARIANTS = {
     "probabilistic": (lambda: UDMLScheduler(divergence_weight=1e-3), MODALITIES),
     "udml_official": (official_udml, MODALITIES),
     "static": (StaticScheduler, MODALITIES),
+    "concat": (StaticScheduler, MODALITIES),
     "transformer": (StaticScheduler, MODALITIES),
     "average": (StaticScheduler, MODALITIES),
     "qmf": (QMFScheduler, MODALITIES),
+    "ma_afs": (MAAFSScheduler, MODALITIES),
+    "combined": (CombinedScheduler, MODALITIES),
+    **{
+        f"combined_without_{name}": (functools.partial(combined_without, name), MODALITIES)
+        for name in SIGNALS
+    },
     # Controls of udml: what do adapting, dependence and knowing the noise contribute?
     "quality": (
         lambda: UDMLScheduler(signals=(PredictedNoise(),), exponents=(0.5,)),
@@ -66,11 +80,14 @@ VARIANTS = {
 OBJECTIVES = {
     "qmf": functools.partial(RankedConfidence, num_examples=2000),
     "average": functools.partial(Supervised, fused_weight=0.0),
+    "ma_afs": MAAFSObjective,
+    **{name: MAAFSObjective for name in VARIANTS if name.startswith("combined")},
 }
 PROBABILISTIC = ("probabilistic", "udml_official")
 FUSION = {
     "transformer": TransformerFusion,
     "average": MeanFusion,
+    "concat": ConcatFusion,
     "udml_official": ConcatFusion,
 }
 
@@ -108,7 +125,10 @@ def get_config(variant: str = "udml") -> Config:
         # Each modality must also stand alone, in every variant.
         objective=OBJECTIVES.get(variant, Supervised)(unimodal_weight=1.0),
         unseen={
-            name: (ImpulseNoise(means=statistics[name][0], deviations=statistics[name][1]),)
+            name: (
+                ImpulseNoise(means=statistics[name][0], deviations=statistics[name][1]),
+                Misalignment(),
+            )
             for name in modalities
         },
         optimizer=AdamW(learning_rate=2e-3),

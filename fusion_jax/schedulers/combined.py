@@ -4,15 +4,23 @@ import dataclasses
 
 import flax.linen as nn
 
+from fusion_jax.errors import FusionError
 from fusion_jax.gate import Gate, GatedScheduler
 from fusion_jax.signals.agreement import Agreement
 from fusion_jax.signals.dependence import Dependence
 from fusion_jax.signals.entropy import Entropy
 from fusion_jax.signals.predicted_noise import PredictedNoise
 
+SIGNALS: dict[str, type[nn.Module]] = {
+    "entropy": Entropy,
+    "agreement": Agreement,
+    "predicted_noise": PredictedNoise,
+    "dependence": Dependence,
+}
+
 
 def _default_signals() -> tuple[nn.Module, ...]:
-    return (Entropy(), Agreement(), PredictedNoise(), Dependence())
+    return tuple(kind() for kind in SIGNALS.values())
 
 
 class CombinedScheduler(GatedScheduler):
@@ -39,3 +47,18 @@ class CombinedScheduler(GatedScheduler):
             signals=(Entropy(), Agreement(), PredictedNoise(hidden=4), Dependence()),
             gate=Gate(hidden=(8,), warmup=0.0, ramp=0.0),
         )
+
+
+def combined_without(signal: str) -> CombinedScheduler:
+    """The combined scheduler without one of its signals, to measure what the signal is worth.
+
+    Args:
+        signal: "entropy", "agreement", "predicted_noise" or "dependence".
+
+    Raises:
+        FusionError: for another one.
+    """
+    if signal not in SIGNALS:
+        raise FusionError(f"there is no signal {signal!r}: choose one of {list(SIGNALS)}")
+    rest = tuple(kind() for name, kind in SIGNALS.items() if name != signal)
+    return CombinedScheduler(signals=rest)
