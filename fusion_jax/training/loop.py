@@ -174,7 +174,9 @@ class Trainer:
                     checkpoints.save(state, metrics=scores)
                 elif stopping:
                     checkpoints.save(state, metrics=None)
-                if stopping:
+                # Asked again of this process alone: it may have come during a validation, and
+                # after the last step nobody else would ask.
+                if stopping or (step == config.num_steps and stop):
                     checkpoints.wait()
                     raise Stopped(
                         f"stopped by SIGTERM after step {step}: saved; the same command goes on"
