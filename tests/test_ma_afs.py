@@ -263,14 +263,14 @@ def test_calibration_is_the_divergence_from_who_is_right():
     weights = generator.uniform(0.1, 1, (3, 3)) * present
     weights /= weights.sum(axis=1, keepdims=True)
     losses = generator.uniform(0, 3, (3, 3)).astype(np.float32)
-    found = calibration_loss(make_output(weights, present=present), losses, 0.7)
+    found = calibration_loss(weights, losses, present, temperature=0.7)
     for row in range(3):
         here = present[row]
         expected = entropy(softmax(-losses[row, here] / 0.7), weights[row, here])
         np.testing.assert_allclose(found[row], expected, atol=1e-5)
     # It is least, 0, where the weights are the shares.
-    best = make_output(softmax(-losses / 0.7, axis=1))
-    np.testing.assert_allclose(calibration_loss(best, losses, 0.7), 0, atol=1e-6)
+    best = softmax(-losses / 0.7, axis=1)
+    np.testing.assert_allclose(calibration_loss(best, losses, temperature=0.7), 0, atol=1e-6)
 
 
 def test_ranking_counts_what_alone_is_noisy():

@@ -33,14 +33,15 @@ def defined(path: str) -> set[str]:
 
 
 def test_tables_have_every_deviation_once():
-    mwam, ogm, udml = tables()
-    assert mwam[0] == ogm[0] == udml[0] == COLUMNS
-    assert {len(row) for row in mwam + ogm + udml} == {len(COLUMNS)}
+    mwam, ogm, arm, udml = tables()
+    assert mwam[0] == ogm[0] == arm[0] == udml[0] == COLUMNS
+    assert {len(row) for table in tables() for row in table} == {len(COLUMNS)}
     expected = [f"M{i}" for i in range(1, 22) if f"M{i}" not in NOT_PORTED]
     assert [row[0] for row in mwam[1:]] == expected
     assert [row[0] for row in ogm[1:]] == [f"G{i}" for i in range(1, len(ogm))]
+    assert [row[0] for row in arm[1:]] == [f"R{i}" for i in range(1, len(arm))]
     assert [row[0] for row in udml[1:]] == [f"U{i}" for i in range(1, 20)]
-    assert all(all(row) for row in mwam + ogm + udml)
+    assert all(all(row) for table in tables() for row in table)
 
 
 def test_what_is_not_ported_is_listed_with_a_reason():

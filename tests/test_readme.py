@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
 CODE = [text for kind, text in BLOCKS if kind == "python"]
-PREDICT, UDML, LINEN, NNX, OWN = CODE
+PREDICT, UDML, MA_AFS, LINEN, NNX, OWN = CODE
 # The full audio-visual MNIST run takes a quarter of an hour a seed: here its length alone is cut.
 SHORTER = {
     "train.py --config=configs/av_mnist.py": "--config.num_steps=60 --config.eval_every=30 "
@@ -147,12 +147,12 @@ def test_readme_says_how_many_parameters_udml_adds():
         assert said in README
 
 
-def noisy_streams(rows=64):
+def noisy_streams(rows=64, seed=1):
     """Clean images in the first half of the rows, noisy colour in the second; noise levels [B, M].
 
     Both streams tell the label.
     """
-    generator = np.random.default_rng(1)
+    generator = np.random.default_rng(seed)
     clean, labels = two_streams(rows)
     level = np.zeros((rows, 2), np.float32)
     level[rows // 2 :, 1] = 3.0
@@ -192,6 +192,40 @@ def test_readme_udml_in_a_linen_loop_of_ones_own():
     assert colour[32:].mean() < colour[:32].mean() - 0.1
     # Dependence was measured; both streams tell the label, so it stays near 1.
     assert 1e-3 < np.abs(np.asarray(jax.tree.leaves(state)[0]) - share).max() < 0.5
+
+
+def test_readme_ma_afs_in_a_linen_loop_of_ones_own():
+    class Encoder(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(16)(nn.gelu(nn.Dense(32)(x.reshape(len(x), -1))))
+
+    assert sum("#" in line for line in MA_AFS.splitlines()) == 10  # as the text says
+    space = {"jax": jax, "jnp": jnp, "nn": nn, "optax": optax, "Encoder": Encoder}
+    exec(MA_AFS, space)
+    model = space["model"] = space["Model"]()
+    tx = space["tx"] = optax.adam(3e-3)
+    images, _, labels = noisy_streams()
+    state = model.init(jax.random.key(0), images, train=False)
+    params = state.pop("params")
+    before, _, weights = model.apply({"params": params, **state}, images, train=False)
+    np.testing.assert_allclose(weights, 0.5)
+    # At the start it is the model without a scheduler.
+    stack = sum(Encoder().apply({"params": params[name]}, images[name]) for name in NAMES)
+    plain = nn.Dense(3).apply({"params": params["head"]}, stack)
+    np.testing.assert_allclose(before, plain, rtol=1e-4, atol=1e-5)
+    opt_state = tx.init(params)
+    # The noise is another one in every step: what is learned by heart says nothing of quality.
+    fresh = [noisy_streams(seed=2 + step)[0] for step in range(150)]
+    for step, noisy in enumerate(fresh):
+        params, state, opt_state = space["train_step"](
+            params, state, opt_state, noisy, labels, step / 150
+        )
+    after, _, weights = model.apply({"params": params, **state}, images, train=False)
+    assert (np.argmax(after, axis=-1) == labels).mean() > 0.9
+    colour = np.asarray(weights[:, 1])
+    # Nobody told which rows are noisy.
+    assert colour[32:].mean() < colour[:32].mean() - 0.02
 
 
 def test_readme_mwam_in_a_linen_loop_of_ones_own():

@@ -94,7 +94,9 @@ class MAAFSObjective:
         terms = {}
         if self.calibration:
             losses = unimodal_losses(output, batch, task=task)
-            terms["calibration"] = calibration_loss(output, losses, self.temperature)
+            terms["calibration"] = calibration_loss(
+                output.fusion.weights, losses, output.present, temperature=self.temperature
+            )
         if self.balance:
             terms["balance"] = balance_loss(output, batch.mask)
         if self.ranking:
@@ -112,12 +114,23 @@ class MAAFSObjective:
 
 
 def calibration_loss(
-    output: ModelOutput, losses: Float[Array, "b m"], temperature: float
+    weights: Float[Array, "b m"],
+    losses: Float[Array, "b m"],
+    present: Bool[Array, "b m"] | None = None,
+    *,
+    temperature: float = 1.0,
 ) -> Float[Array, " b"]:
-    """KL(q, w) over the present modalities, q = softmax(-loss / temperature) without gradient."""
-    present = output.present
+    """KL(q, w) over the present modalities, q = softmax(-loss / temperature) without gradient.
+
+    Args:
+        weights: [B, M] fusion weights.
+        losses: [B, M], of what each modality alone predicts.
+        present: Bool[B, M]; None means that all are.
+        temperature: > 0.
+    """
+    present = jnp.ones(weights.shape, bool) if present is None else present
     share = masked_softmax(-jax.lax.stop_gradient(losses) / temperature, present)
-    logs = _log(share, present) - _log(output.fusion.weights, present)
+    logs = _log(share, present) - _log(weights, present)
     return jnp.sum(jnp.where(present, share * logs, 0), axis=-1)
 
 
