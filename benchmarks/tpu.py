@@ -120,9 +120,10 @@ def lower_evaluation(config: Config, spec: DataSpec, strategy: DataParallel) -> 
         return decide(variables, encoded, keep, 1.0, batch)
 
     modalities = (len(model.modalities),)
+    rows = batch_shapes(spec, config.eval_batch_size)
     arguments = (
         {"params": state.params, **state.collections},
-        strategy.rows_template(batch_shapes(spec, config.eval_batch_size)),
+        strategy.rows_template(dataclasses.replace(rows, donors=rows.inputs)),
         jax.ShapeDtypeStruct(modalities, "int32"),
         jax.ShapeDtypeStruct(modalities, "float32"),
         jax.ShapeDtypeStruct(modalities, "bool"),

@@ -175,6 +175,14 @@ class Config:
                     f"config.recipe.corruptions[{modality!r}] is {type(corruption).__name__}: it "
                     "takes inputs of other examples, in evaluation only; put it in config.unseen"
                 )
+        for modality, corruptions in self.evaluation_corruptions().items():
+            kinds = [type(corruption).__name__ for corruption in corruptions]
+            twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+            if twice:
+                raise FusionError(
+                    f"config.unseen[{modality!r}] has another {twice}: corruptions of one modality "
+                    "must be of different classes, since tables are named after them"
+                )
         fields = {"recipe.corruptions": self.recipe.corruptions, "unseen": self.unseen}
         for name, named in fields.items():
             unknown = set(named) - set(self.model.modalities)

@@ -239,7 +239,9 @@ def _separation(
     """How well each signal of each modality tells a condition from clean inputs.
 
     Signal -> modality -> probability that its value on a clean example is above that on an example
-    under the condition; None where the modality is there in neither.
+    under the condition (an AUROC: 0.5 tells nothing, 1 is a signal that always falls, as agreement
+    should where inputs do not belong together, 0 one that always rises, as predicted noise should);
+    None where the modality is absent from either.
     """
     told: dict[str, dict[str, float | None]] = {}
     for signal, values in found.signals.items():

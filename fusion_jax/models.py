@@ -112,9 +112,9 @@ class FusionModel(nn.Module):
         encode = nn.remat(call) if self.rematerialise else call
         features = encode(self.encoders[name], x, rows)
         for signal in getattr(self.scheduler, "signals", ()):
-            if hasattr(signal, "measure"):
+            if hasattr(signal, "measure_frequency_ratio"):
                 try:
-                    ratio = signal.measure(x)
+                    ratio = signal.measure_frequency_ratio(x)
                 except FusionError as error:
                     raise FusionError(f"the frequency ratio of {name!r}: {error}") from error
                 features = dataclasses.replace(features, frequency_ratio=ratio)
@@ -138,6 +138,8 @@ class FusionModel(nn.Module):
         def predict(subsets: Bool[Array, "*lead b m"]) -> Float[Array, "*lead b k"]:
             return jax.lax.stop_gradient(self._on_subsets(stopped, _within(subsets, present)))
 
+        alone = _within(jnp.eye(len(self.modalities), dtype=bool)[:, None, :], present)
+        unimodal = jnp.moveaxis(self._on_subsets(features, alone), 0, 1)
         fusion = self.scheduler(
             SchedulerInput(
                 features=features,
@@ -145,6 +147,7 @@ class FusionModel(nn.Module):
                 mask=mask,
                 progress=progress,
                 predict=predict,
+                unimodal=jax.lax.stop_gradient(unimodal),
                 frequency_ratio=(
                     jnp.stack(measured, axis=-1) if len(measured) == len(ratios) else None
                 ),
@@ -153,8 +156,6 @@ class FusionModel(nn.Module):
             train=train,
         )
         prediction = self.head(self.fusion(features, fusion.weights, present), train=train)
-        alone = _within(jnp.eye(len(self.modalities), dtype=bool)[:, None, :], present)
-        unimodal = jnp.moveaxis(self._on_subsets(features, alone), 0, 1)
         return ModelOutput(prediction, unimodal, fusion, features, present, noise_level)
 
     def _on_subsets(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -83,6 +84,7 @@ class SchedulerInput:
     mask: Bool[Array, " b"]
     progress: Float[Array, ""] | float
     predict: Callable[[Array], Array] | None = struct.field(pytree_node=False, default=None)
+    unimodal: Float[Array, "b m k"] | None = None
     frequency_ratio: Float[Array, "b m"] | None = None
     noise_level: Float[Array, "b m"] | None = None
 
@@ -90,6 +92,33 @@ class SchedulerInput:
     def modalities(self) -> tuple[str, ...]:
         """Names in the order of the M axis."""
         return tuple(sorted(self.features))
+
+    @classmethod
+    def complete(
+        cls,
+        codes: dict[str, Float[Array, "b d"]],
+        predict: Callable[[Array], Array] | None,
+        *,
+        progress: Float[Array, ""] | float = 1.0,
+        noise_level: Float[Array, "b m"] | None = None,
+    ) -> "SchedulerInput":
+        """The input for rows with every modality present and no padding, in a model of one's own.
+
+        Args:
+            codes: modality name -> features of one width D.
+            predict: see the attributes; its argument may be used as factors of the modalities.
+            progress: training fraction in [0, 1].
+            noise_level: [B, M], in training.
+        """
+        rows = next(iter(codes.values())).shape[0]
+        return cls(
+            features={name: Features(pooled=code) for name, code in codes.items()},
+            present=jnp.ones((rows, len(codes)), bool),
+            mask=jnp.ones(rows, bool),
+            progress=progress,
+            predict=predict,
+            noise_level=noise_level,
+        )
 
 
 @struct.dataclass

@@ -20,7 +20,7 @@ def plain_values(table, num, rows):
     values = []
     for m in range(num):
         alone, rest = 2**m, every - 2**m
-        told = (whole[alone] - left[alone]) / whole[alone]
+        told = (whole[alone] - left[alone]) / whole[every]
         added = (left[rest] - left[every]) / whole[every]
         values.append(sure[every] * told + sure[rest] * max(told - max(added, 0), 0))
     return np.array(values)
@@ -68,6 +68,29 @@ def test_the_modality_that_tells_least_is_reinforced_within_the_limit(num):
     # One third against three: the ratio is at its limit on both sides.
     if num == 2:
         np.testing.assert_allclose(weights[0], [0.1, 0.9], atol=1e-5)
+
+
+def test_a_modality_that_always_says_the_same_counts_for_nothing():
+    generator = np.random.default_rng(0)
+    known = 6 * np.eye(4)[generator.integers(0, 4, 64)]
+    stuck = 6 * np.eye(4)[np.zeros(64, int)]
+
+    def predict(subsets):
+        stacked = jnp.asarray(np.stack([known, stuck], axis=1), jnp.float32)
+        return jnp.sum(jnp.where(subsets[..., None], stacked, 0), axis=-2)
+
+    values = modality_values(make_input(2, predict, rows=64))
+    assert values[1] < 0.05 * values[0]
+
+
+def test_evaluation_weighs_an_example_the_same_in_any_batch():
+    inputs = informed(3)
+    variables = trained(ARMScheduler(decay=0.5), inputs, 3)
+    other = make_input(3, lambda subsets: jnp.zeros((*subsets.shape[:-1], 4)), rows=5)
+    apply = ARMScheduler().apply
+    found, alone = (apply(variables, x, train=False).weights for x in (inputs, other))
+    np.testing.assert_array_equal(found[:5], alone)
+    assert variables["scheduler"]["value"].std() > 0.1
 
 
 def test_weights_are_equal_before_training_and_go_over_what_is_present():

@@ -362,6 +362,14 @@ def test_two_corruptions_of_one_class_are_refused(run):
         compiled_grid(dataclasses.replace(config, unseen={"left": (noise,)}))
 
 
+def test_two_corruptions_of_one_class_are_refused_before_training(run, tmp_path):
+    _, _, config, _ = run
+    unseen = {"left": (GaussianNoise(deviation=2.0),)}  # the recipe has one too
+    with pytest.raises(FusionError, match=r"config.unseen\['left'\] has another GaussianNoise"):
+        train(dataclasses.replace(config, unseen=unseen), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_corruptions_that_do_not_fit_are_refused_before_anything_is_written(run, tmp_path):
     _, _, config, _ = run
     unseen = {"left": (ImpulseNoise(deviations=(1.0, 2.0)),)}  # left has 3 entries

@@ -122,6 +122,62 @@ def check_scaled(before, after, weights):
     assert moved == pytest.approx(expected, rel=1e-2)
 
 
+# A model and a training step of two streams without any scheduler.
+PLAIN = """
+xent = optax.softmax_cross_entropy_with_integer_labels
+
+
+class Model(nn.Module):
+    @nn.compact
+    def __call__(self, batch, *, train):
+        codes = {name: Encoder(name=name)(batch[name]) for name in ("depth", "rgb")}
+        head, stack = nn.Dense(3, name="head"), jnp.stack([*codes.values()], axis=1)
+        return head(stack.sum(axis=1))
+
+
+@jax.jit
+def train_step(params, state, opt_state, batch):
+    def loss(params):
+        full, changing, label = {"params": params, **state}, list(state), batch["label"]
+        logits, after = model.apply(full, batch, train=True, mutable=changing)
+        every = xent(logits, label)
+        return jnp.mean(every), after
+
+    grads, state = jax.grad(loss, has_aux=True)(params)
+    updates, opt_state = tx.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), state, opt_state
+"""
+
+
+def check_marked_lines(text, number):
+    """Exactly the lines that the plain loop does not have are marked, and so many."""
+    plain = PLAIN.splitlines()
+    new = [line for line in text.splitlines() if line not in plain]
+    assert new == [line for line in text.splitlines() if line.endswith("  #")]
+    assert len(new) == number
+
+
+class Encoder(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(16)(nn.gelu(nn.Dense(32)(x.reshape(len(x), -1))))
+
+
+def own_loop(text, batch):
+    """What the text defines with Adam at hand, and the variables before training."""
+    space = {"jax": jax, "jnp": jnp, "nn": nn, "optax": optax, "Encoder": Encoder}
+    exec(text, space)
+    space["model"], space["tx"] = space["Model"](), optax.adam(3e-3)
+    state = space["model"].init(jax.random.key(0), batch, train=False)
+    return space, state.pop("params"), state
+
+
+def plain_prediction(params, batch):
+    """What the same model without a scheduler predicts."""
+    stack = sum(Encoder().apply({"params": params[name]}, batch[name]) for name in NAMES)
+    return nn.Dense(3).apply({"params": params["head"]}, stack)
+
+
 def parameters_of_host(scheduler, probabilistic=False):
     """Number of parameters of two ResNet-18 encoders, a scheduler, a sum and a head."""
     model = FusionModel(
@@ -161,31 +217,18 @@ def noisy_streams(rows=64, seed=1):
 
 
 def test_readme_udml_in_a_linen_loop_of_ones_own():
-    class Encoder(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(16)(nn.gelu(nn.Dense(32)(x.reshape(len(x), -1))))
-
-    assert sum("#" in line for line in UDML.splitlines()) == 10  # as the text says
-    space = {"jax": jax, "jnp": jnp, "nn": nn, "optax": optax, "Encoder": Encoder}
-    exec(UDML, space)
-    model = space["model"] = space["Model"]()
-    tx = space["tx"] = optax.adam(3e-3)
+    check_marked_lines(UDML, 8)  # as the text says
     images, level, labels = noisy_streams()
-    state = model.init(jax.random.key(0), images, train=False)
-    params = state.pop("params")
-    before, fusion = model.apply({"params": params, **state}, images, train=False)
+    space, params, state = own_loop(UDML, images)
+    apply = space["model"].apply
+    before, fusion = apply({"params": params, **state}, images, train=False)
     np.testing.assert_allclose(fusion.weights, 0.5)
-    # At the start it is the model without UDML.
-    stack = sum(Encoder().apply({"params": params[name]}, images[name]) for name in NAMES)
-    plain = nn.Dense(3).apply({"params": params["head"]}, stack)
-    np.testing.assert_allclose(before, plain, rtol=1e-4, atol=1e-5)
-    share, opt_state = np.asarray(jax.tree.leaves(state)[0]), tx.init(params)
+    np.testing.assert_allclose(before, plain_prediction(params, images), rtol=1e-4, atol=1e-5)
+    share, opt_state = np.asarray(jax.tree.leaves(state)[0]), space["tx"].init(params)
+    batch = images | {"noise_level": level, "label": labels}
     for _ in range(150):
-        params, state, opt_state = space["train_step"](
-            params, state, opt_state, images, level, labels
-        )
-    after, fusion = model.apply({"params": params, **state}, images, train=False)
+        params, state, opt_state = space["train_step"](params, state, opt_state, batch)
+    after, fusion = apply({"params": params, **state}, images, train=False)
     assert (np.argmax(after, axis=-1) == labels).mean() > 0.9
     colour = np.asarray(fusion.weights[:, 1])
     # The noise is not told here: what is noisy has lost weight to what is clean.
@@ -195,33 +238,19 @@ def test_readme_udml_in_a_linen_loop_of_ones_own():
 
 
 def test_readme_ma_afs_in_a_linen_loop_of_ones_own():
-    class Encoder(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(16)(nn.gelu(nn.Dense(32)(x.reshape(len(x), -1))))
-
-    assert sum("#" in line for line in MA_AFS.splitlines()) == 10  # as the text says
-    space = {"jax": jax, "jnp": jnp, "nn": nn, "optax": optax, "Encoder": Encoder}
-    exec(MA_AFS, space)
-    model = space["model"] = space["Model"]()
-    tx = space["tx"] = optax.adam(3e-3)
+    check_marked_lines(MA_AFS, 10)  # as the text says
     images, _, labels = noisy_streams()
-    state = model.init(jax.random.key(0), images, train=False)
-    params = state.pop("params")
-    before, _, weights = model.apply({"params": params, **state}, images, train=False)
+    space, params, state = own_loop(MA_AFS, images)
+    apply = space["model"].apply
+    before, _, weights = apply({"params": params, **state}, images, train=False)
     np.testing.assert_allclose(weights, 0.5)
-    # At the start it is the model without a scheduler.
-    stack = sum(Encoder().apply({"params": params[name]}, images[name]) for name in NAMES)
-    plain = nn.Dense(3).apply({"params": params["head"]}, stack)
-    np.testing.assert_allclose(before, plain, rtol=1e-4, atol=1e-5)
-    opt_state = tx.init(params)
+    np.testing.assert_allclose(before, plain_prediction(params, images), rtol=1e-4, atol=1e-5)
+    opt_state = space["tx"].init(params)
     # The noise is another one in every step: what is learned by heart says nothing of quality.
-    fresh = [noisy_streams(seed=2 + step)[0] for step in range(150)]
-    for step, noisy in enumerate(fresh):
-        params, state, opt_state = space["train_step"](
-            params, state, opt_state, noisy, labels, step / 150
-        )
-    after, _, weights = model.apply({"params": params, **state}, images, train=False)
+    for step in range(150):
+        batch = noisy_streams(seed=2 + step)[0] | {"label": labels}
+        params, state, opt_state = space["train_step"](params, state, opt_state, batch)
+    after, _, weights = apply({"params": params, **state}, images, train=False)
     assert (np.argmax(after, axis=-1) == labels).mean() > 0.9
     colour = np.asarray(weights[:, 1])
     # Nobody told which rows are noisy.

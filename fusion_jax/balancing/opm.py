@@ -30,14 +30,16 @@ class OPM:
         base: q_base, in [0, 1].
         strength: lambda, >= 0.
         probability: of a step being modulated, in [0, 1].
-        start: first step that is modulated.
+        start: first step that is modulated (parts of a step count where the batch is worked through
+            in parts).
         end: first step that is not modulated any more; 0 for never.
 
     References:
         Wei et al., On-the-fly Modulation for Balanced Multimodal Learning, TPAMI 2024, arXiv
         2410.11582. There features are set to 0 and the rest scaled up, rho is that of the same
         batch, and examples that lose everything are left out; here the modality is absent, as the
-        model knows it from modality dropout, and rho is that of the batch before.
+        model knows it from modality dropout, and rho is that of the
+        batch before (of the part before, where a batch is worked through in parts).
     """
 
     base: float = 0.5

@@ -93,7 +93,8 @@ def drop_modalities(
 
     Per example, each present modality is dropped with probability `rate`, independently; where that
     would drop all, one of the present modalities, chosen uniformly, is kept. With M present ones
-    the probability that a given one is missing is therefore rate - rate^M / M.
+    the probability that a given one is missing is therefore rate - rate^M / M where all have one
+    rate; in general it is its rate less 1 / M of the product of all.
 
     Args:
         key: stream of this step.

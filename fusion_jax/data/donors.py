@@ -44,9 +44,9 @@ def donor_indices(
     grouped = classes.ndim == 1 and np.issubdtype(classes.dtype, np.integer)
     if not grouped or len(np.unique(classes[pool])) < 2:
         # Each by itself: all others are of another class. Those outside the pool share none.
-        classes = np.where(present, np.arange(len(present)), -1)
+        classes = np.where(present, np.asarray(example_id), -1)
     # Members of a class stand side by side, so that the others are one run that wraps around.
-    order = pool[np.argsort(classes[pool], kind="stable")]
+    order = pool[np.lexsort((np.asarray(example_id)[pool], classes[pool]))]
     sorted_classes = classes[order]
     first = np.searchsorted(sorted_classes, classes, side="left")
     last = np.searchsorted(sorted_classes, classes, side="right")

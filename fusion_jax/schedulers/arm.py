@@ -25,11 +25,11 @@ class ARMScheduler(nn.Module):
 
         c_m = P nmi_m + P_rest max(nmi_m - ncmi_m, 0)
 
-    P and P_rest are the mean confidences of the prediction from everything and from everything but
-    m; nmi_m is the information that m alone gives about the class, ncmi_m what it adds to the rest,
-    both over the entropy of the class. So a modality counts by what it tells and by what of that
-    the others tell too, and one that counts little is reinforced: it corrects what training learned
-    unevenly and does not look at the quality of an input.
+    P and P_rest are the mean confidences of the prediction from everything and from everything
+    but m; nmi_m is the information that m alone gives about the class, ncmi_m what it adds to
+    the rest, both over the entropy of the mean prediction. So a modality counts by what it
+    tells and by what of that the others tell too, and one that counts little is reinforced: it
+    corrects what training learned unevenly and does not look at the quality of an input.
 
     Attributes:
         decay: of the running average, in [0, 1).
@@ -97,8 +97,10 @@ def modality_values(inputs: SchedulerInput) -> Float[Array, " m"]:
     whole = _entropy(masked_mean(shares, rows))
     left = masked_mean(_entropy(shares), rows)
     every, alone, rest = 0, slice(1, num + 1), slice(num + 1, None)
-    told = (whole[alone] - left[alone]) / jnp.maximum(whole[alone], SMALLEST_VALUE)
-    added = (left[rest] - left[every]) / jnp.maximum(whole[every], SMALLEST_VALUE)
+    # Over one entropy: a modality that always says the same is sure, and tells nothing.
+    scale = jnp.maximum(whole[every], SMALLEST_VALUE)
+    told = (whole[alone] - left[alone]) / scale
+    added = (left[rest] - left[every]) / scale
     shared = jnp.maximum(told - jnp.maximum(added, 0), 0)
     return jnp.maximum(confidence[every] * told + confidence[rest] * shared, SMALLEST_VALUE)
 

@@ -107,9 +107,17 @@ def logit_change(inputs: SchedulerInput) -> Float[Array, "b m"]:
             f"dependence over {num} modalities needs 2^{num} predictions; at most {MAX_MODALITIES}"
         )
     subsets, pairs, weights = _coalitions(num)
-    rows = jnp.broadcast_to(subsets[:, None, :], (len(subsets), inputs.present.shape[0], num))
-    logits = at_least_float32(jax.lax.stop_gradient(predict(rows)))
-    centred = logits - logits.mean(axis=-1, keepdims=True)
+    # Each modality alone is known, or shared with other signals.
+    single = subsets.sum(axis=-1) == 1
+    asked = subsets[~single]
+    rows = jnp.broadcast_to(asked[:, None, :], (len(asked), *inputs.present.shape))
+    several = iter(at_least_float32(jax.lax.stop_gradient(predict(rows))))
+    alone = unimodal_logits(inputs, user="dependence")
+    logits = [
+        alone[:, subset.argmax()] if one else next(several)
+        for subset, one in zip(subsets, single, strict=True)
+    ]
+    centred = [each - each.mean(axis=-1, keepdims=True) for each in logits]
     # One modality at a time: all marginals at once would hold M 2^(M-1) copies of the logits.
     change = [
         sum(

@@ -9,6 +9,10 @@ from fusion_jax.errors import FusionError
 from fusion_jax.frequency import frequency_ratio
 from fusion_jax.types import SchedulerInput, Signal
 
+# An input of zeros has the ratio 0: below this, one such input would outweigh all others in running
+# statistics. White noise has a ratio of about 1.
+SMALLEST = 1e-2
+
 
 class FrequencyRatio(nn.Module):
     """Logarithm of the frequency ratio of each input, the corrupted one where it is corrupted.
@@ -17,8 +21,10 @@ class FrequencyRatio(nn.Module):
     and loss of detail raise it. Its scale differs from modality to modality: compare it with what
     is usual for the modality, as `fusion_jax.gate.Gate` does by running means.
 
-    It needs no labels, head or training. A `FusionModel` measures its preprocessed inputs where its
-    scheduler has this signal; in other loops give `SchedulerInput.frequency_ratio`.
+    It needs no labels, head or training, and belongs into a gate: `UDMLScheduler`'s rule takes
+    positive signals that grow with unreliability. A `FusionModel` measures its preprocessed
+    inputs where its scheduler has this signal; in other loops give
+    `SchedulerInput.frequency_ratio`.
 
     Attributes:
         mode: "robust", "low_only", "direct_sum" or "weighted_sum"; the official ratio is not finite
@@ -39,7 +45,7 @@ class FrequencyRatio(nn.Module):
     corner: int = 2
     padding: str = "error"
 
-    def measure(self, x: Shaped[Array, "b ..."]) -> Float[Array, " b"]:
+    def measure_frequency_ratio(self, x: Shaped[Array, "b ..."]) -> Float[Array, " b"]:
         """Frequency ratio of the preprocessed inputs of one modality, without gradient: [B].
 
         Raises:
@@ -69,11 +75,10 @@ class FrequencyRatio(nn.Module):
         if inputs.frequency_ratio is None:
             raise FusionError(
                 "FrequencyRatio needs SchedulerInput.frequency_ratio: a FusionModel measures it, "
-                "in another loop give FrequencyRatio().measure(x) of each modality"
+                "in another loop give FrequencyRatio().measure_frequency_ratio(x) of each"
             )
         ratio = jnp.where(inputs.present, inputs.frequency_ratio, 1)
-        # A ratio of 0 (nothing in the low band) has no logarithm.
-        value = jnp.log(jnp.maximum(ratio, jnp.finfo(jnp.float32).tiny))
+        value = jnp.log(jnp.maximum(ratio, SMALLEST))
         return Signal(value=value, aux_loss=jnp.zeros(value.shape[0]))
 
     @classmethod

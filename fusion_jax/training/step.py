@@ -48,7 +48,8 @@ def make_train_step(
         views = {name: make_view(name, batch, recipe, state, progress) for name in objective.views}
         first_view = objective.views[0]
         if hasattr(balancer, "drop_rates"):
-            views[first_view] = drop_for_balance(balancer, state, *views[first_view])
+            view, noise_level = views[first_view]
+            views[first_view] = drop_for_balance(balancer, state, view), noise_level
         batches = {name: view for name, (view, _) in views.items()}
 
         def loss_of(params: Any) -> tuple[Array, tuple[Any, ...]]:
@@ -92,9 +93,7 @@ def make_train_step(
     return step
 
 
-def drop_for_balance(
-    balancer: Any, state: TrainState, view: Batch, noise_level: Float[Array, "b m"]
-) -> tuple[Batch, Float[Array, "b m"]]:
+def drop_for_balance(balancer: Any, state: TrainState, view: Batch) -> Batch:
     """A view without what the balancer drops from it."""
     key = stream(state.key, "balancer", state.step)
     present = drop_modalities(
@@ -103,7 +102,7 @@ def drop_for_balance(
         rate=balancer.drop_rates(state.balancer, key),
         example_id=view.example_id,
     )
-    return dataclasses.replace(view, present=present), noise_level
+    return dataclasses.replace(view, present=present)
 
 
 def scale_arguments(balancer: Any, scale: Float[Array, " m"], state: TrainState) -> dict[str, Any]:

@@ -34,6 +34,23 @@ def test_donors_depend_on_the_modality_and_the_id():
     assert (audio != donor_indices(np.arange(300) + 300, target, here, name="audio")).mean() > 0.9
 
 
+def test_donors_do_not_depend_on_the_order_of_the_split():
+    generator = np.random.default_rng(1)
+    ids, target, here = (
+        np.arange(100) + 7,
+        generator.integers(0, 4, 100),
+        generator.random(100) < 0.8,
+    )
+    order = generator.permutation(100)
+    before = ids[donor_indices(ids, target, here, name="audio")]
+    after = ids[order][donor_indices(ids[order], target[order], here[order], name="audio")]
+    np.testing.assert_array_equal(after, before[order])
+    one = np.zeros(100, int)
+    before = ids[donor_indices(ids, one, here, name="audio")]
+    after = ids[order][donor_indices(ids[order], one, here[order], name="audio")]
+    np.testing.assert_array_equal(after, before[order])
+
+
 @pytest.mark.parametrize("target", [np.zeros(50, int), np.linspace(0, 1, 50), np.zeros((50, 2))])
 def test_without_other_classes_a_donor_is_any_other_example(target):
     donors = donor_indices(np.arange(50), target, np.ones(50, bool), name="audio")
