@@ -8,12 +8,13 @@ modalities' own predictions), `qmf` (weights by confidence, with its rank loss),
 to what tells less), `probabilistic` (`udml` with Gaussian codes and their divergence),
 `udml_official` (the released arithmetic), `ma_afs` and `combined` (a learned gate over entropy and
 agreement, `combined` over UDML's signals too; no results yet), `combined_without_entropy`,
-`_agreement`, `_predicted_noise` and `_dependence`, `audio` and `image` (one modality alone).
-Controls of `udml`: `quality` (no dependence), `constant` (weights that do not depend on the
-example), `permuted` (those of another example), `true_severity` (told the noise). `mwam`, `ogm`,
-`opm` and `fixed` are `static` with that balancer. All have the same augmentation. A seed of 2,000
-steps takes 2 to 7 minutes on 2 CPU cores; results: docs/results/udml_av_mnist.md (600 steps), of an
-earlier version docs/results/av_mnist.md.
+`_agreement`, `_predicted_noise` and `_dependence`, `static_two_views` and `transformer_two_views`
+(with the gates' objective), `audio` and `image` (one modality alone). Controls of `udml`: `quality`
+(no dependence), `constant` (weights that do not depend on the example), `permuted` (those of
+another example), `true_severity` (told the noise). `mwam`, `ogm`, `opm` and `fixed` are `static`
+with that balancer. All have the same augmentation. A seed of 2,000 steps takes 2 to 7 minutes on 2
+CPU cores; results: docs/results/udml_av_mnist.md (600 steps), of an earlier version
+docs/results/av_mnist.md.
 
 `resnet18` is `udml` with ResNet-18 encoders of half the usual width (2.8 million parameters each).
 """
@@ -68,6 +69,8 @@ VARIANTS = {
     "probabilistic": (lambda: UDMLScheduler(divergence_weight=1e-3), BOTH),
     "udml_official": (official_udml, BOTH),
     "static": (StaticScheduler, BOTH),
+    "static_two_views": (StaticScheduler, BOTH),
+    "transformer_two_views": (StaticScheduler, BOTH),
     "concat": (StaticScheduler, BOTH),
     "transformer": (StaticScheduler, BOTH),
     "average": (StaticScheduler, BOTH),
@@ -98,11 +101,16 @@ OBJECTIVES = {
     "qmf": functools.partial(RankedConfidence, num_examples=70000),
     "average": functools.partial(Supervised, fused_weight=0.0),
     "ma_afs": MAAFSObjective,
-    **{name: MAAFSObjective for name in VARIANTS if name.startswith("combined")},
+    **{
+        name: MAAFSObjective
+        for name in VARIANTS
+        if name.startswith("combined") or name.endswith("_views")
+    },
 }
 PROBABILISTIC = ("probabilistic", "udml_official")
 FUSION = {
     "transformer": TransformerFusion,
+    "transformer_two_views": TransformerFusion,
     "average": MeanFusion,
     "concat": ConcatFusion,
     "udml_official": ConcatFusion,

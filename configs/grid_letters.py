@@ -57,6 +57,8 @@ BOTH = ("audio", "video")
 VARIANTS = {
     "udml": (UDMLScheduler, BOTH),
     "static": (StaticScheduler, BOTH),
+    "static_two_views": (StaticScheduler, BOTH),
+    "transformer_two_views": (StaticScheduler, BOTH),
     "concat": (StaticScheduler, BOTH),
     "transformer": (StaticScheduler, BOTH),
     "average": (StaticScheduler, BOTH),
@@ -76,9 +78,18 @@ VARIANTS = {
 OBJECTIVES = {
     "average": functools.partial(Supervised, fused_weight=0.0),
     "ma_afs": MAAFSObjective,
-    **{name: MAAFSObjective for name in VARIANTS if name.startswith("combined")},
+    **{
+        name: MAAFSObjective
+        for name in VARIANTS
+        if name.startswith("combined") or name.endswith("_views")
+    },
 }
-FUSION = {"transformer": TransformerFusion, "average": MeanFusion, "concat": ConcatFusion}
+FUSION = {
+    "transformer": TransformerFusion,
+    "transformer_two_views": TransformerFusion,
+    "average": MeanFusion,
+    "concat": ConcatFusion,
+}
 
 # Sides that are no multiple of 8 are repeated at their edge for the frequency ratio.
 BALANCERS = {

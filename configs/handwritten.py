@@ -8,10 +8,10 @@ modalities' own predictions), `qmf` (weights by confidence, with its rank loss),
 (`udml` with Gaussian codes and their divergence), `udml_official` (the released arithmetic),
 `ma_afs` and `combined` (a learned gate over entropy and agreement, `combined` over UDML's signals
 too; no results yet), `combined_without_entropy`, `_agreement`, `_predicted_noise` and
-`_dependence`, and `fac`, `fou`, `kar`, `mor`, `pix` and `zer` (one modality alone). Controls of
-`udml`: `quality` (no dependence), `constant` (weights that do not depend on the example),
-`permuted` (those of another example), `true_severity` (told the noise). All have the same
-augmentation.
+`_dependence`, `static_two_views` and `transformer_two_views` (with the gates' objective), and
+`fac`, `fou`, `kar`, `mor`, `pix` and `zer` (one modality alone). Controls of `udml`: `quality` (no
+dependence), `constant` (weights that do not depend on the example), `permuted` (those of another
+example), `true_severity` (told the noise). All have the same augmentation.
 
 About a minute on 2 CPU cores, some of it for the 62 missing patterns of a validation. Accuracy of
 `udml` on the 200 validation examples, one seed: clean 0.99, a modality at severities up to 0.4
@@ -54,6 +54,8 @@ VARIANTS = {
     "probabilistic": (lambda: UDMLScheduler(divergence_weight=1e-3), MODALITIES),
     "udml_official": (official_udml, MODALITIES),
     "static": (StaticScheduler, MODALITIES),
+    "static_two_views": (StaticScheduler, MODALITIES),
+    "transformer_two_views": (StaticScheduler, MODALITIES),
     "concat": (StaticScheduler, MODALITIES),
     "transformer": (StaticScheduler, MODALITIES),
     "average": (StaticScheduler, MODALITIES),
@@ -81,11 +83,16 @@ OBJECTIVES = {
     "qmf": functools.partial(RankedConfidence, num_examples=2000),
     "average": functools.partial(Supervised, fused_weight=0.0),
     "ma_afs": MAAFSObjective,
-    **{name: MAAFSObjective for name in VARIANTS if name.startswith("combined")},
+    **{
+        name: MAAFSObjective
+        for name in VARIANTS
+        if name.startswith("combined") or name.endswith("_views")
+    },
 }
 PROBABILISTIC = ("probabilistic", "udml_official")
 FUSION = {
     "transformer": TransformerFusion,
+    "transformer_two_views": TransformerFusion,
     "average": MeanFusion,
     "concat": ConcatFusion,
     "udml_official": ConcatFusion,

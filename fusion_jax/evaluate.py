@@ -56,8 +56,8 @@ def evaluate(
     workdir = Path(workdir)
     config, spec, run = load_config(workdir, allow=allow)
     source = _source(config, data, split, spec)
-    parallel = DataParallel()
-    parallel.check(eval_batch_size=config.eval_batch_size)
+    parallel, batch_size = DataParallel(), config.eval_batch_size
+    parallel.check(eval_batch_size=batch_size)
     program = make_grid_program(
         config.model,
         config.task,
@@ -77,12 +77,7 @@ def evaluate(
         found = evaluate_grid(
             program,
             {"params": state.params, **state.collections},
-            eval_batches(
-                source,
-                batch_size=config.eval_batch_size,
-                host=hosts.this_host(),
-                donors=donors,
-            ),
+            eval_batches(source, batch_size=batch_size, host=hosts.this_host(), donors=donors),
             cells=cells,
             key=stream(jax.random.key(0), "evaluation", split),
             progress=int(state.step) / config.num_steps,
@@ -93,9 +88,8 @@ def evaluate(
             path = seed_folder(workdir, index) / f"records_{split}.npz"
             save_records(path, identity, labels, found)
         for cell, records in zip(cells, found, strict=True):
-            row = _row(config, spec, cell, records, weights) | {"seed": config.seed + index}
-            row["separation"] = _separation(spec, clean=found[0], found=records)
-            rows[cell.several].append(row)
+            row = _row(config, spec, cell, records, weights, clean=found[0])
+            rows[cell.several].append(row | {"seed": config.seed + index})
     report = {
         "schema": SCHEMA,
         "run": _run_facts(run) | {"trained_steps": steps},
@@ -208,9 +202,15 @@ def _donors(
 
 
 def _row(
-    config: Config, spec: DataSpec, cell: Cell, found: CellRecords, weights: np.ndarray
+    config: Config,
+    spec: DataSpec,
+    cell: Cell,
+    found: CellRecords,
+    weights: np.ndarray,
+    *,
+    clean: CellRecords,
 ) -> dict[str, Any]:
-    """One row of the report's table."""
+    """One row of the report's table; `clean` are the records without any corruption."""
     low, high = interval(found.records["correct"], weights)
 
     def by_modality(values: np.ndarray) -> dict[str, float]:
@@ -230,6 +230,7 @@ def _row(
         "accuracy_high": high,
         "weights": by_modality(found.weights),
         "signals": {name: where_present(value) for name, value in found.signals.items()},
+        "separation": _separation(spec, clean=clean, found=found),
     }
 
 

@@ -75,7 +75,9 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         of the clean accuracy that a missing modality takes ("drops", the field's PCR) and how far a
         model trained without some modalities is ahead of a method that misses them ("alone"). Where
         the definition names endpoints and a method was run: these numbers of each ("endpoints").
-        Where it has folds: "folds", how many of them a seed that does not count has
+        Where it names a primary comparison: the method's differences from each of the others, with
+        p-values that are not adjusted ("primary"; `fusion_jax.experiment_primary` adjusts over data
+        sets). Where it has folds: "folds", how many of them a seed that does not count has
         ("incomplete"), and for each fold the methods' mean accuracies ("by_fold").
 
     Raises:
@@ -84,9 +86,7 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
             pattern that matches no condition.
     """
     results = {job: job.read_result() for job in jobs}
-    finished = {
-        job: result for job, result in results.items() if result and result["status"] == "done"
-    }
+    finished = {job: made for job, made in results.items() if made and made["status"] == "done"}
     if not finished:
         raise FusionError(
             f"{experiment.name} has no result yet: "
@@ -131,7 +131,8 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         "drops": {label: _drops(seeds, weights) for label, seeds in methods.items()},
         "alone": {label: _ahead(alone, seeds, weights) for label, seeds in methods.items()},
         **({"endpoints": endpoints} if endpoints else {}),
-        **(_folds(experiment, methods, finished, endpoints) if experiment.folds else {}),
+        **_primary(experiment, found, examples.clusters, weights, endpoints),
+        **_folds(experiment, methods, finished, endpoints),
     }
 
 
@@ -197,7 +198,9 @@ def _folds(
     finished: Iterable[Job],
     endpoints: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What an experiment with folds says of them."""
+    """What an experiment says of its folds, where it has any."""
+    if not experiment.folds:
+        return {}
     count = Counter((job.run.label, job.seed) for job in finished)
     incomplete = {
         f"{run.label} seed {seed}": count[run.label, seed]
@@ -455,6 +458,31 @@ def _endpoints(
         "p_values": _p_values(differences, clusters),
         "resamples": RESAMPLES * P_VALUE_BLOCKS,
     }
+
+
+def _primary(
+    experiment: Experiment,
+    found: Mapping[str, Seeds],
+    clusters: Mapping[str, np.ndarray],
+    weights: Float[np.ndarray, "r n"],
+    endpoints: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The primary comparison, where one is named; None for what was not run."""
+    primary = experiment.primary
+    if not primary or not endpoints:
+        return {}
+    chosen = endpoints["conditions"][primary.endpoint]
+    values = {
+        other: {primary.endpoint: _values(found[primary.run], chosen, minus=(found[other], chosen))}
+        for other in primary.against
+    }
+    p_values = _p_values(values, clusters)
+    against = {}
+    for other, row in values.items():
+        raw = p_values[other][primary.endpoint]
+        difference = _summary(row[primary.endpoint], weights)
+        against[other] = {"difference": difference, "p_value": raw and raw[0]}
+    return {"primary": {"endpoint": primary.endpoint, "run": primary.run, "against": against}}
 
 
 def _p_values(

@@ -58,7 +58,9 @@ _FIELDS = {
     "folds": list,
     "runs": dict,
     "endpoints": dict,
+    "primary": dict,
 }
+_PRIMARY_FIELDS = {"endpoint": str, "run": str, "against": list}
 _RUN_FIELDS = {"config": str, "overrides": list, "role": str}
 _TYPES: dict[type, str] = {str: "string", list: "list", dict: "table"}
 _FIXED = ("seed", "num_seeds")
@@ -143,6 +145,21 @@ class Endpoint:
 
 
 @dataclasses.dataclass(frozen=True)
+class Primary:
+    """The one comparison that an experiment was made for.
+
+    Attributes:
+        endpoint: label of the endpoint.
+        run: label of the method in question.
+        against: labels of the methods that it has to be ahead of, of each of them.
+    """
+
+    endpoint: str
+    run: str
+    against: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Runs to compare.
 
@@ -155,6 +172,7 @@ class Experiment:
         runs: in the order of the table's columns.
         endpoints: in the order of the table's rows.
         folds: "path=value" of each, none where the runs are trained on one division of the data.
+        primary: the comparison named beforehand, None where there is none.
     """
 
     path: str
@@ -165,6 +183,7 @@ class Experiment:
     runs: tuple[Run, ...]
     endpoints: tuple[Endpoint, ...] = ()
     folds: tuple[str, ...] = ()
+    primary: Primary | None = None
 
 
 def read_experiment(path: str | Path) -> Experiment:
@@ -181,7 +200,7 @@ def read_experiment(path: str | Path) -> Experiment:
         ) from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not TOML
         raise FusionError(f"{path} cannot be read: {first_line(error)}") from error
-    _check_fields(str(path), tree, _FIELDS, optional=("overrides", "folds", "endpoints"))
+    _check_fields(str(path), tree, _FIELDS, optional=("overrides", "folds", "endpoints", "primary"))
     common = _read_overrides(str(path), tree)
     seeds = tree["seeds"]
     if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
@@ -212,7 +231,27 @@ def read_experiment(path: str | Path) -> Experiment:
             for label, patterns in tree.get("endpoints", {}).items()
         ),
         folds=folds,
+        primary=_read_primary(str(path), tree, methods),
     )
+
+
+def _read_primary(path: str, tree: Mapping[str, Any], methods: Sequence[str]) -> Primary | None:
+    """The table [primary], where there is one."""
+    if "primary" not in tree:
+        return None
+    where, given = f"{path}: primary", tree["primary"]
+    _check_fields(where, given, _PRIMARY_FIELDS, optional=())
+    if given["endpoint"] not in tree.get("endpoints", {}):
+        raise FusionError(
+            f"{where}: endpoint is {given['endpoint']!r}: there are "
+            f"{', '.join(tree.get('endpoints', {})) or 'none'}"
+        )
+    for label in (given["run"], *given["against"]):
+        if label not in methods:
+            raise FusionError(f"{where} names {label!r}: it must be one of {methods}")
+    if not given["against"] or given["run"] in given["against"]:
+        raise FusionError(f"{where}: against must list other runs than {given['run']!r}")
+    return Primary(given["endpoint"], given["run"], tuple(given["against"]))
 
 
 def _read_run(where: str, label: str, tree: Any, common: tuple[str, ...]) -> Run:

@@ -243,6 +243,19 @@ def changed_field(job: Job, config: Config) -> str | None:
     )
 
 
+def changed_kinds(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, str] | None:
+    """Two values of config.unseen in words, by class names, or None where these are the same."""
+    words = [
+        ", ".join(
+            f"{name}: {' and '.join(each[CLASS].rpartition('.')[2] for each in value[name])}"
+            for name in sorted(value)
+        )
+        or "nothing"
+        for value in (before, now)
+    ]
+    return (words[0], words[1]) if words[0] != words[1] else None
+
+
 def _common(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """Of the corruptions that training does not use, those that a result was evaluated on.
 

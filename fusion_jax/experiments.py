@@ -4,12 +4,14 @@ python -m fusion_jax.experiments run experiments/av_mnist.toml
 python -m fusion_jax.experiments list experiments/av_mnist.toml
 python -m fusion_jax.experiments collect experiments/av_mnist.toml
 python -m fusion_jax.experiments table experiments/av_mnist.toml
+python -m fusion_jax.experiments primary experiments/a.toml experiments/b.toml
 
 `run` trains and evaluates every run with every seed (and fold) that has no result yet and writes
 one file for each, docs/results/<name>/<run>_seed<s>.json, with folds <run>_seed<s>_fold<k>.json;
 started again after a kill it goes on, and several processes share the work. `list` says how far it
 is. `collect` writes docs/results/<name>.json from these files, `table` docs/results/<name>.md from
-that file alone.
+that file alone. `primary` writes docs/results/primary_<run>.md: the comparison that the definitions
+name as theirs, corrected over the data sets.
 """
 
 import json
@@ -31,14 +33,22 @@ from fusion_jax.evaluate import evaluate
 from fusion_jax.evaluation.tables import render_tables
 from fusion_jax.experiment_collect import collect
 from fusion_jax.experiment_definition import Experiment, read_experiment
-from fusion_jax.experiment_results import SCHEMA, Job, changed_field, keep_records, make_jobs
+from fusion_jax.experiment_primary import render_primary
+from fusion_jax.experiment_results import (
+    SCHEMA,
+    Job,
+    changed_field,
+    changed_kinds,
+    keep_records,
+    make_jobs,
+)
 from fusion_jax.runs import held, seed_folder
 from fusion_jax.training.loop import train
 
 # What result files keep of a log.
 CURVES = ("unimodal_accuracy/", "update_scale/", "balancer/", "validation/")
 TRACEBACK = "traceback.txt"  # in the folder of a run
-ACTIONS = ("run", "list", "collect", "table")
+ACTIONS = ("run", "list", "collect", "table", "primary")
 
 
 def run_jobs(jobs: Sequence[Job], *, allow: Sequence[str] = ()) -> dict[Job, str]:
@@ -57,8 +67,9 @@ def run_jobs(jobs: Sequence[Job], *, allow: Sequence[str] = ()) -> dict[Job, str
             what a result or a folder was made with.
         Stopped: by SIGTERM or Ctrl-C.
     """
-    failed = {}
-    for job, config in _checked_configs(jobs).items():
+    failed, configs = {}, _checked_configs(jobs)
+    _refuse_other_conditions(configs)
+    for job, config in configs.items():
         with held(_lock(job)) as (_, free):
             if not free:
                 print(f"{job}: another process is at it", flush=True)
@@ -82,6 +93,28 @@ def _checked_configs(jobs: Sequence[Job]) -> dict[Job, Config]:
         if changed:
             raise FusionError(changed)
     return configs
+
+
+def _refuse_other_conditions(configs: Mapping[Job, Config]) -> None:
+    """Refuse to go on with a run of which finished seeds were evaluated under fewer conditions.
+
+    A kind of corruption that `unseen` gained since leaves finished results valid, but seeds under
+    other conditions cannot be collected together.
+    """
+    evaluated: dict[str, tuple[Job, Any]] = {}
+    for job in configs:
+        result = job.finished()
+        if result:
+            evaluated[job.run.label] = (job, result["resolved"].get("unseen", {}))
+    for job, config in configs.items():
+        other, before = evaluated.get(job.run.label, (job, None))
+        kinds = None if before is None else changed_kinds(before, to_tree(config.unseen))
+        if kinds and not job.finished():
+            raise FusionError(
+                f"{other} was evaluated with config.unseen = {kinds[0]}, the definition now says "
+                f"{kinds[1]}: undo that, or remove {other.result} and its like to run all seeds "
+                "anew"
+            )
 
 
 def _run_job(job: Job, config: Config, allow: Sequence[str]) -> dict[str, Any]:
@@ -224,6 +257,9 @@ def main() -> None:
 
 def _act(words: Sequence[str]) -> None:
     """One action on one definition."""
+    if words[:1] == ["primary"] and len(words) > 1:
+        _write_primary(words[1:], Path(flags.FLAGS.results))
+        return
     if len(words) != 2 or words[0] not in ACTIONS:
         raise FusionError(
             f"say what to do ({', '.join(ACTIONS)}) and name one definition, such as: "
@@ -248,6 +284,21 @@ def _act(words: Sequence[str]) -> None:
         with writing(f"cannot write {page}"):
             page.write_text(text)
         print(f"written: {page}")
+
+
+def _write_primary(paths: Sequence[str], results: Path) -> None:
+    """The page of the primary comparison of several definitions."""
+    collected = []
+    for path in paths:
+        file = results / f"{read_experiment(path).name}.json"
+        if not file.exists():
+            raise FusionError(f"{file} is missing: collect {path} first")
+        collected.append(read_json(file))
+    name, text = render_primary(collected)
+    page = results / f"{name}.md"
+    with writing(f"cannot write {page}"):
+        page.write_text(text)
+    print(f"written: {page}")
 
 
 def _run(experiment: Experiment, jobs: Sequence[Job], allow: Sequence[str]) -> None:

@@ -19,7 +19,8 @@ from fusion_jax.errors import FusionError, Stopped
 from fusion_jax.evaluation.intervals import bootstrap_weights, seed_interval, seed_p_values
 from fusion_jax.evaluation.tables import render_tables
 from fusion_jax.experiment_collect import collect
-from fusion_jax.experiment_definition import Endpoint, Run, read_experiment
+from fusion_jax.experiment_definition import Endpoint, Primary, Run, read_experiment
+from fusion_jax.experiment_primary import render_primary
 from fusion_jax.experiment_results import (
     changed_field,
     examples_path,
@@ -27,7 +28,7 @@ from fusion_jax.experiment_results import (
     make_jobs,
     pack,
 )
-from fusion_jax.experiments import list_jobs, run_jobs
+from fusion_jax.experiments import _refuse_other_conditions, list_jobs, run_jobs
 from fusion_jax.runs import seed_folder
 from tests.conftest import ROOT
 
@@ -552,6 +553,48 @@ def test_table_of_endpoints_tells_what_is_certain(three_methods):
         assert "| |" not in line and "||" not in line, line
 
 
+def test_primary_comparison_is_corrected_over_data_sets(three_methods):
+    experiment, jobs = three_methods
+    named = dataclasses.replace(experiment, primary=Primary("inside", "better", ("static",)))
+    found = collect(named, jobs)
+    against, endpoints = found["primary"]["against"]["static"], found["endpoints"]
+    assert against["difference"] == endpoints["differences"]["better - static"]["inside"]
+    raw, _ = endpoints["p_values"]["better - static"]["inside"]
+    assert against["p_value"] == pytest.approx(raw) == pytest.approx(2 / 10001)
+    # The smallest of three times 3, the next times 2.
+    equal = json.loads(json.dumps(found))
+    equal["primary"]["against"]["static"]["p_value"] = 0.02
+    name, page = render_primary([equal, found, equal])
+    assert name == "primary_better"
+    assert page.count(" | +85.00 [") == 3
+    assert " | 0.0002 | **0.0006** |" in page and page.count(" | 0.0200 | **0.0400** |") == 2
+    # It has to be ahead of both, and of one nothing is known.
+    both = Primary("inside", "better", ("static", "later"))
+    unknown = collect(dataclasses.replace(experiment, primary=both), jobs)
+    _, page = render_primary([unknown])
+    assert page.splitlines()[-1].endswith(" | not run | not run | not run |")
+    for wrong, message in (
+        ([found, unknown], "different primary"),
+        ([{"definition": "a.toml"}], "names no"),
+    ):
+        with pytest.raises(FusionError, match=message):
+            render_primary(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('endpoint = "outside"\nrun = "udml"\nagainst = ["static"]', "endpoint is 'outside'"),
+        ('endpoint = "inside"\nrun = "image"\nagainst = ["static"]', "names 'image'"),
+        ('endpoint = "inside"\nrun = "udml"\nagainst = ["udml"]', "against must list other"),
+    ],
+    ids=["endpoint", "run", "itself"],
+)
+def test_wrong_primary_comparisons_are_refused(text, expected, define):
+    with pytest.raises(FusionError, match=expected):
+        define(f'{GOOD}\n[endpoints]\ninside = ["clean"]\n\n[primary]\n{text}\n')
+
+
 def test_endpoints_wait_for_a_method(evaluated):
     experiment, jobs, _ = evaluated
     experiment = dataclasses.replace(experiment, endpoints=ENDPOINTS)
@@ -703,6 +746,19 @@ def test_a_new_kind_of_corruption_leaves_results_valid(define, tmp_path):
     assert "unseen" in changed_field(job, dataclasses.replace(config, unseen={}))
     other = dataclasses.replace(config, unseen={"audio": (ColouredNoise(exponent=2.0),)})
     assert "exponent = 1.0, the definition now says 2.0" in changed_field(job, other)
+
+
+def test_seeds_under_other_conditions_are_refused_before_they_run(define, tmp_path):
+    jobs = jobs_of(define(), tmp_path)
+    first, second = [job for job in jobs if job.run == jobs[0].run][:2]
+    finish(first, correct=drawn(first, 4))
+    config = first.run.build(0)
+    _refuse_other_conditions({first: config, second: config})
+    config.unseen = {"audio": (ColouredNoise(),)}
+    expected = r"config\.unseen = nothing, the definition now says audio: ColouredNoise: undo"
+    with pytest.raises(FusionError, match=expected):
+        _refuse_other_conditions({first: config, second: config})
+    _refuse_other_conditions({first: config})  # Finished: nothing would be run.
 
 
 def test_a_folder_begun_with_another_configuration_is_refused(define, tmp_path):

@@ -21,6 +21,7 @@ LAYERS = [
     {"experiment_definition"},
     {"experiment_results"},
     {"experiment_collect"},
+    {"experiment_primary"},
     {"experiments"},
 ]
 FORBIDDEN = {"tensorflow", "torch", "clu"}

@@ -117,7 +117,9 @@ def test_the_view_loses_each_modality_at_its_rate_and_never_all():
     batch = batch.replace(present=jnp.asarray(present))
     dropped = np.array(
         [
-            drop_for_balance(balancer, state.replace(step=jnp.int32(step)), batch).present
+            drop_for_balance(
+                balancer, state.replace(step=jnp.int32(step)), batch, jnp.zeros((64, 2))
+            )[0].present
             for step in range(40)
         ]
     )

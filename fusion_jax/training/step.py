@@ -44,12 +44,9 @@ def make_train_step(
     def part(
         state: TrainState, batch: Batch, rows: Array, number: Array | None
     ) -> tuple[TrainState, Any]:
-        progress = state.step / num_steps
+        progress, first_view = state.step / num_steps, objective.views[0]
         views = {name: make_view(name, batch, recipe, state, progress) for name in objective.views}
-        first_view = objective.views[0]
-        if hasattr(balancer, "drop_rates"):
-            view, noise_level = views[first_view]
-            views[first_view] = drop_for_balance(balancer, state, view), noise_level
+        views[first_view] = drop_for_balance(balancer, state, *views[first_view])
         batches = {name: view for name, (view, _) in views.items()}
 
         def loss_of(params: Any) -> tuple[Array, tuple[Any, ...]]:
@@ -93,8 +90,12 @@ def make_train_step(
     return step
 
 
-def drop_for_balance(balancer: Any, state: TrainState, view: Batch) -> Batch:
-    """A view without what the balancer drops from it."""
+def drop_for_balance(
+    balancer: Any, state: TrainState, view: Batch, noise_level: Float[Array, "b m"]
+) -> tuple[Batch, Float[Array, "b m"]]:
+    """A view without what the balancer drops from it, and its noise level as it is."""
+    if not hasattr(balancer, "drop_rates"):
+        return view, noise_level
     key = stream(state.key, "balancer", state.step)
     present = drop_modalities(
         stream(key, "drop"),
@@ -102,7 +103,7 @@ def drop_for_balance(balancer: Any, state: TrainState, view: Batch) -> Batch:
         rate=balancer.drop_rates(state.balancer, key),
         example_id=view.example_id,
     )
-    return dataclasses.replace(view, present=present)
+    return dataclasses.replace(view, present=present), noise_level
 
 
 def scale_arguments(balancer: Any, scale: Float[Array, " m"], state: TrainState) -> dict[str, Any]:
