@@ -77,7 +77,8 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
         the definition names endpoints and a method was run: these numbers of each ("endpoints").
         Where it names a primary comparison: the method's differences from each of the others, with
         p-values that are not adjusted ("primary"; `fusion_jax.experiment_primary` adjusts over data
-        sets). Where it has folds: "folds", how many of them a seed that does not count has
+        sets). How well each run's signals tell a condition from clean inputs ("separation"). Where
+        it has folds: "folds", how many of them a seed that does not count has
         ("incomplete"), and for each fold the methods' mean accuracies ("by_fold").
 
     Raises:
@@ -128,6 +129,7 @@ def collect(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, Any]:
             for label, seeds in methods.items()
             if label != experiment.reference
         },
+        "separation": _separations(experiment, finished),
         "drops": {label: _drops(seeds, weights) for label, seeds in methods.items()},
         "alone": {label: _ahead(alone, seeds, weights) for label, seeds in methods.items()},
         **({"endpoints": endpoints} if endpoints else {}),
@@ -327,6 +329,32 @@ def _strengths(evaluated: Iterable[_Evaluated]) -> dict[str, str]:
         for one in evaluated
         for label, row in zip(one.labels, one.result["cells"], strict=True)
         if row["strength"]
+    }
+
+
+def _separations(
+    experiment: Experiment, finished: Mapping[Job, Mapping[str, Any]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Run -> condition of one modality at full severity -> signal -> how well it tells it.
+
+    Mean over seeds and folds of the "separation" of the modality that the condition is about.
+    """
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for job, result in finished.items():
+        for label, row in zip(result["correct"], result["cells"], strict=True):
+            if not row.get("modality") or row["severity"] != 1:
+                continue
+            for signal, told in row.get("separation", {}).items():
+                if told[row["modality"]] is not None:
+                    by_label = found.setdefault(job.run.label, {}).setdefault(label, {})
+                    by_label.setdefault(signal, []).append(told[row["modality"]])
+    return {
+        run.label: {
+            label: {signal: float(np.mean(values)) for signal, values in signals.items()}
+            for label, signals in found[run.label].items()
+        }
+        for run in experiment.runs
+        if run.label in found
     }
 
 

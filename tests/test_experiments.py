@@ -595,6 +595,22 @@ def test_wrong_primary_comparisons_are_refused(text, expected, define):
         define(f'{GOOD}\n[endpoints]\ninside = ["clean"]\n\n[primary]\n{text}\n')
 
 
+def test_table_tells_how_well_signals_know_a_condition(evaluated):
+    experiment, jobs, _ = evaluated
+    for seed, value in ((0, 0.9), (1, 0.7)):
+        result = json.loads(jobs["udml", seed].result.read_text())
+        for row in result["cells"]:
+            noisy = row["strength"] is not None
+            row |= {"modality": "image" if noisy else None, "severity": float(noisy)}
+            row["separation"] = {"Agreement": {"audio": 0.5, "image": value}}
+        jobs["udml", seed].result.write_text(json.dumps(result))
+    found = collect(experiment, list(jobs.values()))
+    label = "noise/image/1"
+    assert found["separation"] == {"udml": {label: {"Agreement": pytest.approx(0.8)}}}
+    page = render_tables(found)
+    assert "| condition | udml: Agreement |" in page and f"| {label} | 0.80 |" in page
+
+
 def test_endpoints_wait_for_a_method(evaluated):
     experiment, jobs, _ = evaluated
     experiment = dataclasses.replace(experiment, endpoints=ENDPOINTS)

@@ -47,6 +47,7 @@ def render_tables(result: Mapping[str, Any]) -> str:
             "",
             *_rows(result["differences"], result["strengths"]),
         ]
+    lines += _separation(result)
     if any(result.get("drops", {}).values()):
         lines += [
             "",
@@ -57,12 +58,7 @@ def render_tables(result: Mapping[str, Any]) -> str:
         ]
     scales = {label: run.get("update_scale", {}) for label, run in result["runs"].items()}
     if any(scales.values()):
-        lines += [
-            "",
-            SCALES,
-            "",
-            *_scale_rows(scales),
-        ]
+        lines += ["", SCALES, "", *_scale_rows(scales)]
     if any(result["alone"].values()):
         columns = {f"trained alone - {label}": cells for label, cells in result["alone"].items()}
         lines += [
@@ -73,6 +69,35 @@ def render_tables(result: Mapping[str, Any]) -> str:
             *_rows(columns, {}),
         ]
     return "\n".join([*lines, *_by_fold(result), "", *_made(result), ""])
+
+
+def _separation(result: Mapping[str, Any]) -> list[str]:
+    """How well signals know a condition; nothing where there are none."""
+    found = {run: conditions for run, conditions in result.get("separation", {}).items()}
+    columns = [
+        (run, signal)
+        for run, conditions in found.items()
+        for signal in dict.fromkeys(name for signals in conditions.values() for name in signals)
+    ]
+    if not columns:
+        return []
+    lines = [
+        "",
+        "How well each run's signals tell a condition from clean inputs, for the modality that it "
+        "is about: the probability that the signal is higher on a clean example, mean over the "
+        "runs that are finished. 0.5 tells nothing; agreement should fall (above 0.5), entropy "
+        "and predicted noise should rise (below):",
+        "",
+        _row("condition", [f"{run}: {signal}" for run, signal in columns]),
+        "|---" * (len(columns) + 1) + "|",
+    ]
+    for label in dict.fromkeys(label for conditions in found.values() for label in conditions):
+        cells = [
+            f"{found[run][label][signal]:.2f}" if signal in found[run].get(label, {}) else NOT_RUN
+            for run, signal in columns
+        ]
+        lines.append(_row(label, cells))
+    return lines
 
 
 def _folds(result: Mapping[str, Any]) -> str:

@@ -1,12 +1,15 @@
-"""Count and time what UDML's parts add to a host of two ResNet-18 encoders, one after the other.
+"""Count and time what schedulers and their parts add to a host of two ResNet-18 encoders.
 
-python benchmarks/bench_udml.py [--batch=16] [--pixels=64] [--steps=31] [--out=FOLDER]
+python benchmarks/bench_schedulers.py [--batch=16] [--pixels=64] [--steps=31] [--out=FOLDER]
+python benchmarks/bench_schedulers.py --table
 
 The step is the library's own (AdamW), compiled once for each program; the programs run by turns on
 the same batch of 8-bit images and spectrograms, in training and in evaluation. Printed are the
 parameters that a program has more than its host, and medians in milliseconds with the share that it
-adds to its host's. The target is at most 10 % of the forward pass for UDML. A folder in `--out`
-receives udml_<platform>.json.
+adds to its host's. The targets are at most 10 % of the forward pass for UDML, and 1 % of the
+parameters and 5 % of the forward pass for MA-AFS. A folder in `--out` receives
+schedulers_<platform>.json; `--table` writes docs/results/schedulers_cost.md from
+benchmarks/results/schedulers_cpu.json.
 """
 
 import dataclasses
@@ -21,17 +24,21 @@ import numpy as np
 from absl import app, flags
 
 from fusion_jax.balancing.none import NoBalancer
-from fusion_jax.config import Recipe, write_json
+from fusion_jax.config import Recipe, read_json, write_json
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
 from fusion_jax.encoders.resnet import ResNetEncoder
 from fusion_jax.fusion.concat import ConcatFusion
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.models import FusionModel, parameter_modality
+from fusion_jax.objectives.ma_afs import MAAFSObjective
 from fusion_jax.objectives.ranked_confidence import RankedConfidence
 from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.standardise import Standardise
 from fusion_jax.runs import describe_machine
+from fusion_jax.schedulers.arm import ARMScheduler
+from fusion_jax.schedulers.combined import CombinedScheduler
+from fusion_jax.schedulers.ma_afs import MAAFSScheduler
 from fusion_jax.schedulers.qmf import QMFScheduler
 from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.udml import UDMLScheduler, official_udml
@@ -45,9 +52,17 @@ BATCH = flags.DEFINE_integer("batch", 16, "rows", lower_bound=1)
 PIXELS = flags.DEFINE_integer("pixels", 64, "side of images and spectrograms", lower_bound=32)
 STEPS = flags.DEFINE_integer("steps", 31, "timed calls of each program", lower_bound=1)
 OUT = flags.DEFINE_string("out", None, "folder that receives the result file")
+TABLE = flags.DEFINE_bool("table", False, "measure nothing, write the page of the last result")
+
+ROOT = Path(__file__).parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "schedulers_cpu.json"
+PAGE = ROOT / "docs" / "results" / "schedulers_cost.md"
 
 NAMES = ("audio", "image")
 HOST, CONCAT_HOST = "static", "static, concatenation"
+ALONE_HOST = "static, noise, each modality alone too"
+# One view: without the losses that compare a corrupted with a clean pass.
+ONE_VIEW = MAAFSObjective(ranking=0.0, consistency=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +93,12 @@ PARTS = {
     "+ dependence": Part(UDMLScheduler()),
     "+ Gaussian codes": Part(UDMLScheduler(divergence_weight=1e-5), probabilistic=True),
     "QMF": Part(QMFScheduler(), objective=RankedConfidence()),
+    ALONE_HOST: Part(StaticScheduler(), host=ALONE_HOST, objective=Supervised(unimodal_weight=1.0)),
+    "ARM": Part(ARMScheduler(), host=ALONE_HOST, objective=Supervised(unimodal_weight=1.0)),
+    "MA-AFS, one view": Part(MAAFSScheduler(), host=ALONE_HOST, objective=ONE_VIEW),
+    "MA-AFS, two views": Part(MAAFSScheduler(), host=ALONE_HOST, objective=MAAFSObjective()),
+    "combined, one view": Part(CombinedScheduler(), host=ALONE_HOST, objective=ONE_VIEW),
+    "combined, two views": Part(CombinedScheduler(), host=ALONE_HOST, objective=MAAFSObjective()),
     CONCAT_HOST: Part(StaticScheduler(), host=CONCAT_HOST, noise=False, fusion=ConcatFusion()),
     "official UDML": Part(
         official_udml(),
@@ -176,8 +197,46 @@ def measure(programs: dict[str, Program], steps: int) -> dict[str, dict[str, flo
     return medians
 
 
+def render(result: dict[str, Any]) -> str:
+    """The page of a result."""
+    run, versions = result["run"], result["run"]["versions"]
+    lines = [
+        "# What schedulers cost",
+        "",
+        "Generated from [schedulers_cpu.json](../../benchmarks/results/schedulers_cpu.json), do "
+        "not edit: `python benchmarks/bench_schedulers.py --table`.",
+        "",
+        f"Two ResNet-18 encoders, batch {result['batch']}, {result['pixels']} x "
+        f"{result['pixels']} pixels; medians of {result['steps']} calls, programs by turns, on "
+        f"{run['hardware']} (load average {result['load_average']} before), Python "
+        f"{versions['python']}, jax {versions['jax']}, commit {run['commit']}. Shares are of the "
+        "program in the column 'host'; a training step of two views computes every encoder twice.",
+        "",
+        "| program | host | parameters | training step, ms | forward pass, ms |",
+        "|---|---|---|---|---|",
+    ]
+    for name, part in result["parts"].items():
+        shares = (
+            f"{part['parameters_added']:+,} ({part['parameters_added_share']:+.2%})",
+            f"{part['train_milliseconds']:.0f} ({part['train_added_share']:+.1%})",
+            f"{part['forward_milliseconds']:.1f} ({part['forward_added_share']:+.1%})",
+        )
+        if name == part["host"]:
+            shares = (
+                f"{part['parameters']:,}",
+                f"{part['train_milliseconds']:.0f}",
+                f"{part['forward_milliseconds']:.1f}",
+            )
+        lines.append(f"| {' | '.join([name, part['host'], *shares])} |")
+    return "\n".join([*lines, ""])
+
+
 def main(_: list[str]) -> None:
     """Measure, print and write."""
+    if TABLE.value:
+        PAGE.write_text(render(read_json(RESULT)))
+        print(f"written: {PAGE}")
+        return
     load = round(os.getloadavg()[0], 2)
     batch = make_batch(PIXELS.value, BATCH.value)
     programs = {name: Program(part, batch) for name, part in PARTS.items()}
@@ -192,7 +251,7 @@ def main(_: list[str]) -> None:
             found |= {f"{kind}_added_share": values[name] / values[part.host] - 1}
         parts[name] = found
         print(
-            f"{name:>22} {count - host:>+8} parameters {count / host - 1:+7.2%}"
+            f"{name:>38} {count - host:>+8} parameters {count / host - 1:+7.2%}"
             f"   step {found['train_milliseconds']:8.1f} ms {found['train_added_share']:+7.1%}"
             f"   forward {found['forward_milliseconds']:7.1f} ms"
             f" {found['forward_added_share']:+7.1%}",
@@ -201,7 +260,7 @@ def main(_: list[str]) -> None:
     if OUT.value:
         result = {"run": describe_machine(), "batch": BATCH.value, "pixels": PIXELS.value}
         result |= {"steps": STEPS.value, "load_average": load, "parts": parts}
-        write_json(Path(OUT.value) / f"udml_{jax.default_backend()}.json", result)
+        write_json(Path(OUT.value) / f"schedulers_{jax.default_backend()}.json", result)
 
 
 if __name__ == "__main__":
