@@ -56,7 +56,7 @@ def variants():
 
 def test_every_config_file_is_covered():
     assert {name for name, _ in variants()} == set(SHAPES)
-    assert len(variants()) == 59
+    assert len(variants()) == 90
 
 
 @pytest.mark.parametrize(("name", "variant"), variants())
