@@ -30,6 +30,9 @@ from tests.test_udml_claims import (
     trainer,
 )
 
+# Real training of real models: minutes, in the slower stage of .ci/run.
+pytestmark = pytest.mark.slow
+
 # The toy of known optimum: two views of one of ten patterns, with noise of a deviation that differs
 # from example to example and view to view. Of all weighted means the one with weights inverse to
 # the variances is nearest to the pattern.
@@ -105,7 +108,6 @@ def test_combined_weights_come_to_the_inverse_of_the_variance():
     assert error <= 0.05 and of_equal_weights > 0.2
 
 
-@pytest.mark.slow
 def test_entropy_and_agreement_alone_come_part_of_the_way():
     # The goal for MA-AFS was 0.05 too. With heads it stays near 0.2: they are surer of strong noise
     # than of weak. Over anchors in a shared space it comes to about 0.08 (0.065 with 256 entries).
@@ -166,7 +168,6 @@ def test_before_training_the_prediction_is_that_of_static_fusion_to_the_bit(unse
     np.testing.assert_array_equal(first, second)
 
 
-@pytest.mark.slow
 def test_weights_of_other_examples_are_worse_where_quality_is_mixed(unseen):
     # In each example one of the two, drawn, is destroyed: beyond the severities of training.
     severities = np.zeros((2048, 2))
@@ -183,7 +184,6 @@ def test_weights_of_other_examples_are_worse_where_quality_is_mixed(unseen):
     assert loss.mean() >= 0.01 and loss.mean() > 2 * loss.std() / np.sqrt(len(loss))
 
 
-@pytest.mark.slow
 def test_clean_and_equally_informative_modalities_are_left_alone(unseen):
     whole, _ = program("combined")
     output = whole(trained("combined", False), unseen.inputs, unseen.present)
@@ -194,7 +194,6 @@ def test_clean_and_equally_informative_modalities_are_left_alone(unseen):
     assert correct(output, unseen).mean() >= correct(static, unseen).mean() - 0.003
 
 
-@pytest.mark.slow
 def test_weight_falls_with_entropy():
     # Finite differences of the gate around what it meets: more entropy, less weight.
     variables = trained("combined", True)["params"]["scheduler"]

@@ -29,6 +29,9 @@ from fusion_jax.training.state import create_state
 from fusion_jax.training.step import make_train_step
 from fusion_jax.types import Batch, Signal
 
+# Real training: minutes, in the slower stage of .ci/run.
+pytestmark = pytest.mark.slow
+
 NAMES = ("left", "right")
 STEPS, ROWS = 400, 64
 
