@@ -54,8 +54,9 @@ def test_av_mnist_trains_and_evaluates_on_the_real_data(tmp_path, real_data):
     }
     trained = [row for row in report["cells"] if not row["unseen"]]
     rows = {(row["modality"], row["severity"], tuple(row["missing"])): row for row in trained}
-    # Another kind of noise on either modality; every pair of severities, and two mixtures.
-    assert len(report["cells"]) == 13 + 10 and len(report["joint"]) == 25 + 2
+    # Another kind of noise on either modality, and inputs of others; every pair of severities, and
+    # two mixtures.
+    assert len(report["cells"]) == 13 + 20 and len(report["joint"]) == 25 + 2
     # clean, five severities of two modalities, two missing patterns
     assert len(rows) == 13
     # 200 steps reach far above chance; the full run is in docs/results.
@@ -72,9 +73,9 @@ def test_av_mnist_trains_and_evaluates_on_the_real_data(tmp_path, real_data):
     ("name", "num_steps", "num_test", "num_kinds", "num_patterns", "accuracy"),
     [
         # Accuracies are far above chance (0.04, 0.1, 0.1, 0.25) and below those of whole runs.
-        ("grid_letters", 120, 200, 1, 2, 0.3),
-        ("grid_digits", 120, 200, 1, 2, 0.6),
-        ("handwritten", 120, 400, 2, 62, 0.8),
+        ("grid_letters", 120, 200, 3, 2, 0.3),
+        ("grid_digits", 120, 200, 2, 2, 0.6),
+        ("handwritten", 120, 400, 3, 62, 0.8),
         ("uea", 100, 152, 1, 2, 0.4),
     ],
     ids=["letters", "digits", "views", "series"],
@@ -97,7 +98,7 @@ def test_config_trains_and_evaluates_on_the_real_data(
     report = json.loads((workdir / "report.json").read_text())
     assert report["data"]["num_examples"] == num_test
     modalities = report["data"]["modalities"]
-    # Clean, five severities of each kind of noise on each modality, every missing pattern.
+    # Clean, five severities of each kind of corruption on each modality, every missing pattern.
     assert len(report["cells"]) == 1 + 5 * num_kinds * len(modalities) + num_patterns
     assert report["cells"][0]["accuracy"] > accuracy
     # The noise of every modality reaches the predictions, at every strength. It need not hurt yet:
