@@ -1090,7 +1090,7 @@ def test_killed_and_stopped_runs_end_as_if_nothing_had_happened(
         (["run", "--only=udlm"], "--only names 'udlm': there are broken, static, udml"),
         (["run", "--seeds=7"], "--seeds names '7': there are 0, 1"),
         (["table"], "tiny.json is missing: collect it first"),
-        (["fly"], "say what to do (run, list, collect, table)"),
+        (["fly"], "say what to do (run, list, collect, table, primary)"),
         (["run", "--onyl=udml"], "Unknown command line flag 'onyl'"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
