@@ -341,8 +341,8 @@ def evaluate_grid(
         placed = place(batch)
         # All is dispatched before any result is fetched, so the device never waits for the host.
         encoded = {
-            (name, condition): program.encode[name](
-                variables, placed, *_arguments(program, name, condition), key
+            (name, condition): _settled(
+                program.encode[name](variables, placed, *_arguments(program, name, condition), key)
             )
             for name, condition in wanted
         }
@@ -350,7 +350,8 @@ def evaluate_grid(
         for cell in cells:
             met = {name: encoded[name, cell.condition(name)] for name in modalities}
             keep = np.array([name not in cell.missing for name in modalities])
-            results.append(program.decide(variables, met, keep, np.float32(progress), placed))
+            found = program.decide(variables, met, keep, np.float32(progress), placed)
+            results.append(_settled(found))
         for part, result in zip(parts, jax.device_get(results), strict=True):
             # The mask of the whole batch: this host may have loaded a part of it.
             valid = result.pop("mask")
@@ -358,6 +359,15 @@ def evaluate_grid(
     if not parts or not parts[0]:
         raise FusionError("there is nothing to evaluate: give at least one cell and one example")
     return [_join(part) for part in parts]
+
+
+def _settled(x: PyTree) -> PyTree:
+    """`x`, waited for where several virtual CPU devices would have to meet in several programs.
+
+    They share few threads, which can wait for each other for ever. Elsewhere nothing waits.
+    """
+    several = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+    return jax.block_until_ready(x) if several else x
 
 
 def _check_cells(program: GridProgram, cells: Sequence[Cell]) -> None:
