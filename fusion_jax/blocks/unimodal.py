@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fusion_jax.errors import FusionError
@@ -40,6 +41,27 @@ def unimodal_logits(inputs: SchedulerInput, *, user: str) -> Float[Array, "b m k
     alone = jnp.broadcast_to(jnp.eye(num, dtype=bool)[:, None, :], shape)
     logits = at_least_float32(jax.lax.stop_gradient(predict(alone)))
     return jnp.swapaxes(logits, 0, 1)
+
+
+def subset_logits(
+    inputs: SchedulerInput, subsets: Bool[np.ndarray, "s m"], *, user: str
+) -> Float[Array, "s b k"]:
+    """Logits of the model's head on subsets of the modalities, without gradient: [S, B, K].
+
+    Those of a single modality are `unimodal_logits`, which others need too; `predict` is asked for
+    the rest. Errors are those of `predictor_of`.
+    """
+    predict, single = predictor_of(inputs, user=user), subsets.sum(axis=-1) == 1
+    asked = subsets[~single]
+    rows = jnp.broadcast_to(asked[:, None, :], (len(asked), *inputs.present.shape))
+    several = iter(at_least_float32(jax.lax.stop_gradient(predict(rows))))
+    alone = unimodal_logits(inputs, user=user)
+    return jnp.stack(
+        [
+            alone[:, subset.argmax()] if one else next(several)
+            for subset, one in zip(subsets, single, strict=True)
+        ]
+    )
 
 
 def entropy_share(

@@ -1,11 +1,10 @@
 """Which other example lends an input, for corruptions that need one."""
 
-import zlib
-
 import numpy as np
 from jaxtyping import Bool, Int
 
 from fusion_jax.errors import FusionError
+from fusion_jax.rng import name_id
 
 
 def donor_indices(
@@ -51,7 +50,7 @@ def donor_indices(
     first = np.searchsorted(sorted_classes, classes, side="left")
     last = np.searchsorted(sorted_classes, classes, side="right")
     others = len(order) - (last - first)
-    salt = np.uint64(zlib.crc32(name.encode()))
+    salt = np.uint64(name_id(name))
     draw = _mixed(np.asarray(example_id).astype(np.uint64) ^ (salt << np.uint64(32)))
     return order[(last + (draw % others.astype(np.uint64)).astype(np.int64)) % len(order)]
 

@@ -73,7 +73,7 @@ def render_tables(result: Mapping[str, Any]) -> str:
 
 def _separation(result: Mapping[str, Any]) -> list[str]:
     """How well signals know a condition; nothing where there are none."""
-    found = {run: conditions for run, conditions in result.get("separation", {}).items()}
+    found = result.get("separation", {})
     columns = [
         (run, signal)
         for run, conditions in found.items()

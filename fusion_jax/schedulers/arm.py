@@ -9,9 +9,8 @@ from jaxtyping import Array, Float
 from fusion_jax.axes import any_row, masked_mean
 from fusion_jax.blocks.collect_signals import collect_signals
 from fusion_jax.blocks.presence import uniform_weights
-from fusion_jax.blocks.unimodal import predictor_of
+from fusion_jax.blocks.unimodal import subset_logits
 from fusion_jax.errors import FusionError
-from fusion_jax.precision import at_least_float32
 from fusion_jax.types import FusionWeights, SchedulerInput
 
 # A value of 0 would give its modality all the weight that `limit` allows on a rounding error.
@@ -85,12 +84,11 @@ def modality_values(inputs: SchedulerInput) -> Float[Array, " m"]:
     Raises:
         FusionError: where the task has no per-example prediction.
     """
-    predict, num = predictor_of(inputs, user="ARM"), len(inputs.modalities)
+    num = len(inputs.modalities)
     rows = inputs.mask & inputs.present.all(axis=-1)
     own = np.eye(num, dtype=bool)
     subsets = np.concatenate([np.ones((1, num), bool), own, ~own])
-    asked = jnp.broadcast_to(subsets[:, None, :], (len(subsets), *inputs.present.shape))
-    logits = at_least_float32(jax.lax.stop_gradient(predict(asked)))
+    logits = subset_logits(inputs, subsets, user="ARM")
     shares = jnp.swapaxes(jax.nn.softmax(logits), 0, 1)  # [B, subset, K]
     confidence = masked_mean(shares.max(axis=-1), rows)
     # Of the class as the subset sees it over the batch, and what is left of it in each example.

@@ -4,15 +4,13 @@ import itertools
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fusion_jax.axes import any_row, masked_mean
-from fusion_jax.blocks.unimodal import predictor_of, unimodal_logits
+from fusion_jax.blocks.unimodal import subset_logits, unimodal_logits
 from fusion_jax.errors import FusionError
-from fusion_jax.precision import at_least_float32
 from fusion_jax.types import SchedulerInput, Signal
 
 # 2^8 subsets of a batch through the head; beyond that sampling would be needed.
@@ -101,23 +99,14 @@ def logit_change(inputs: SchedulerInput) -> Float[Array, "b m"]:
     Centring over classes comes first: the head's logits carry an arbitrary shift per example, which
     a plain difference would count.
     """
-    predict, num = predictor_of(inputs, user="dependence"), len(inputs.modalities)
+    num = len(inputs.modalities)
     if num > MAX_MODALITIES:
         raise FusionError(
             f"dependence over {num} modalities needs 2^{num} predictions; at most {MAX_MODALITIES}"
         )
     subsets, pairs, weights = _coalitions(num)
-    # Each modality alone is known, or shared with other signals.
-    single = subsets.sum(axis=-1) == 1
-    asked = subsets[~single]
-    rows = jnp.broadcast_to(asked[:, None, :], (len(asked), *inputs.present.shape))
-    several = iter(at_least_float32(jax.lax.stop_gradient(predict(rows))))
-    alone = unimodal_logits(inputs, user="dependence")
-    logits = [
-        alone[:, subset.argmax()] if one else next(several)
-        for subset, one in zip(subsets, single, strict=True)
-    ]
-    centred = [each - each.mean(axis=-1, keepdims=True) for each in logits]
+    logits = subset_logits(inputs, subsets, user="dependence")
+    centred = logits - logits.mean(axis=-1, keepdims=True)
     # One modality at a time: all marginals at once would hold M 2^(M-1) copies of the logits.
     change = [
         sum(
