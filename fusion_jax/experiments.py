@@ -278,24 +278,26 @@ def _act(words: Sequence[str]) -> None:
         write_json(collected, collect(experiment, jobs))
         print(f"collected: {collected}")
     else:
-        if not collected.exists():
-            raise FusionError(f"{collected} is missing: collect it first")
-        page, text = collected.with_suffix(".md"), render_tables(read_json(collected))
-        with writing(f"cannot write {page}"):
-            page.write_text(text)
-        print(f"written: {page}")
+        _write_page(collected.with_suffix(".md"), render_tables(_read_collected(collected)))
 
 
 def _write_primary(paths: Sequence[str], results: Path) -> None:
     """The page of the primary comparison of several definitions."""
-    collected = []
-    for path in paths:
-        file = results / f"{read_experiment(path).name}.json"
-        if not file.exists():
-            raise FusionError(f"{file} is missing: collect {path} first")
-        collected.append(read_json(file))
-    name, text = render_primary(collected)
-    page = results / f"{name}.md"
+    names = [read_experiment(path).name for path in paths]
+    collected = [_read_collected(results / f"{name}.json") for name in names]
+    page, text = render_primary(collected)
+    _write_page(results / f"{page}.md", text)
+
+
+def _read_collected(path: Path) -> Any:
+    """What `collect` wrote."""
+    if not path.exists():
+        raise FusionError(f"{path} is missing: collect it first")
+    return read_json(path)
+
+
+def _write_page(page: Path, text: str) -> None:
+    """Write a page and say so."""
     with writing(f"cannot write {page}"):
         page.write_text(text)
     print(f"written: {page}")
