@@ -28,6 +28,7 @@ os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags, logging
 from jax.experimental import topologies
 from ml_collections import config_flags
@@ -114,10 +115,10 @@ def lower_evaluation(config: Config, spec: DataSpec, strategy: DataParallel) -> 
 
     def cell(variables: Any, batch: Batch, number: Any, severity: Any, keep: Any, key: Any) -> Any:
         encoded = {
-            name: encode[name](variables, batch, number[m], severity[m], False, key)
+            name: [encode[name](variables, batch, number[m], severity[m], False, key)]
             for m, name in enumerate(model.modalities)
         }
-        return decide(variables, encoded, keep, 1.0, batch)
+        return decide(variables, encoded, jnp.zeros((1, *keep.shape), int), keep[None], 1.0, batch)
 
     modalities = (len(model.modalities),)
     rows = batch_shapes(spec, config.eval_batch_size)

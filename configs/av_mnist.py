@@ -6,14 +6,15 @@ Variants, after a colon: `udml` (default), `static` (equal weights, same augment
 `transformer` (the same with features side by side, or a late-fusion transformer), `average` (of the
 modalities' own predictions), `qmf` (weights by confidence, with its rank loss), `arm` (more weight
 to what tells less), `probabilistic` (`udml` with Gaussian codes and their divergence),
-`udml_official` (the released arithmetic), `ma_afs` and `combined` (a learned gate over entropy and
-agreement, `combined` over UDML's signals too; no results yet), `combined_without_entropy`,
-`_agreement`, `_predicted_noise` and `_dependence`, `static_two_views` and `transformer_two_views`
-(with the gates' objective), `audio` and `image` (one modality alone). Controls of `udml`: `quality`
-(no dependence), `constant` (weights that do not depend on the example), `permuted` (those of
-another example), `true_severity` (told the noise). `mwam`, `ogm`, `opm` and `fixed` are `static`
-with that balancer. All have the same augmentation. A seed of 2,000 steps takes 2 to 7 minutes on 2
-CPU cores; results: docs/results/udml_av_mnist.md (600 steps), of an earlier version
+`udml_official` (the released arithmetic), `ma_afs` (a learned gate over entropy and agreement),
+`combined` (over UDML's signals too, with encoders whose tokens are read by transformers),
+`combined_without_entropy`, `_agreement`, `_predicted_noise` and `_dependence`, `static_pooled`
+(equal weights with `combined`'s encoders) and `static_pooled_two_views` (and its objective),
+`audio` and `image` (one modality alone). Controls of `udml`: `quality` (no dependence), `constant`
+(weights that do not depend on the example), `permuted` (those of another example), `true_severity`
+(told the noise). `mwam`, `ogm`, `opm` and `fixed` are `static` with that balancer. All have the
+same augmentation. A seed of 2,000 steps takes 2 to 7 minutes on 2 CPU cores; results:
+docs/results/udml_av_mnist.md and schedulers_av_mnist.md (600 steps), of an earlier version
 docs/results/av_mnist.md.
 
 `resnet18` is `udml` with ResNet-18 encoders of half the usual width (2.8 million parameters each).
@@ -26,6 +27,7 @@ from fusion_jax.balancing.mwam import MWAM
 from fusion_jax.balancing.none import NoBalancer
 from fusion_jax.balancing.ogm import OGM
 from fusion_jax.balancing.opm import OPM
+from fusion_jax.blocks.attention import TransformerPooling
 from fusion_jax.config import Config, Recipe
 from fusion_jax.corruptions.coloured_noise import ColouredNoise
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
@@ -48,7 +50,7 @@ from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.log_mel import LogMel
 from fusion_jax.preprocess.standardise import Standardise
 from fusion_jax.schedulers.arm import ARMScheduler
-from fusion_jax.schedulers.combined import SIGNALS, CombinedScheduler, combined_without
+from fusion_jax.schedulers.combined import SIGNALS, CombinedScheduler, combined_signals
 from fusion_jax.schedulers.constant import ConstantScheduler
 from fusion_jax.schedulers.ma_afs import MAAFSScheduler
 from fusion_jax.schedulers.qmf import QMFScheduler
@@ -61,6 +63,11 @@ from fusion_jax.tasks.classification import ClassificationHead
 # Mean and standard deviation of the training images, in 8-bit grey levels.
 MEAN, DEVIATION = 33.3, 78.6
 
+
+def _combined_without(name: str) -> CombinedScheduler:
+    return CombinedScheduler(signals=combined_signals(noise="statistics", without=name))
+
+
 BOTH = ("audio", "image")
 # Mean weights of `udml` on validation examples of mixed severity up to 0.4.
 SHARES = (0.44, 0.56)
@@ -69,17 +76,17 @@ VARIANTS = {
     "probabilistic": (lambda: UDMLScheduler(divergence_weight=1e-3), BOTH),
     "udml_official": (official_udml, BOTH),
     "static": (StaticScheduler, BOTH),
-    "static_two_views": (StaticScheduler, BOTH),
-    "transformer_two_views": (StaticScheduler, BOTH),
+    "static_pooled": (StaticScheduler, BOTH),
+    "static_pooled_two_views": (StaticScheduler, BOTH),
     "concat": (StaticScheduler, BOTH),
     "transformer": (StaticScheduler, BOTH),
     "average": (StaticScheduler, BOTH),
     "qmf": (QMFScheduler, BOTH),
     "arm": (ARMScheduler, BOTH),
     "ma_afs": (MAAFSScheduler, BOTH),
-    "combined": (CombinedScheduler, BOTH),
+    "combined": (lambda: CombinedScheduler(signals=combined_signals(noise="statistics")), BOTH),
     **{
-        f"combined_without_{name}": (functools.partial(combined_without, name), BOTH)
+        f"combined_without_{name}": (functools.partial(_combined_without, name), BOTH)
         for name in SIGNALS
     },
     # Controls of udml: what do adapting, dependence and knowing the noise contribute?
@@ -108,9 +115,10 @@ OBJECTIVES = {
     },
 }
 PROBABILISTIC = ("probabilistic", "udml_official")
+# Each modality's tokens are read by a transformer of its own, in the place of their mean.
+POOLED = ("combined", "static_pooled")
 FUSION = {
     "transformer": TransformerFusion,
-    "transformer_two_views": TransformerFusion,
     "average": MeanFusion,
     "concat": ConcatFusion,
     "udml_official": ConcatFusion,
@@ -134,6 +142,8 @@ def get_config(variant: str = "udml") -> Config:
     # The stem's quarter resolution: at full resolution a step would take 16 times as long.
     encoder = functools.partial(ResNetEncoder, width=32, stem="imagenet") if deep else CNNEncoder
     encoder = functools.partial(encoder, probabilistic=variant in PROBABILISTIC)
+    if variant.startswith(POOLED):
+        encoder = functools.partial(encoder, pooling=TransformerPooling())
     preprocess = {"audio": LogMel(), "image": Standardise(mean=MEAN, deviation=DEVIATION)}
     corruptions = {"audio": WhiteNoise(), "image": GaussianNoise(deviation=DEVIATION)}
     unseen = {

@@ -34,7 +34,7 @@ from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.log_mel import LogMel
 from fusion_jax.preprocess.standardise import Standardise
-from fusion_jax.schedulers.combined import CombinedScheduler
+from fusion_jax.schedulers.combined import CombinedScheduler, combined_signals
 from fusion_jax.schedulers.ma_afs import MAAFSScheduler
 from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.udml import UDMLScheduler
@@ -50,7 +50,10 @@ VARIANTS = {
     "static": (StaticScheduler, ("audio", "video")),
     "transformer": (StaticScheduler, ("audio", "video")),
     "ma_afs": (MAAFSScheduler, ("audio", "video")),
-    "combined": (CombinedScheduler, ("audio", "video")),
+    "combined": (
+        lambda: CombinedScheduler(signals=combined_signals(noise="statistics")),
+        ("audio", "video"),
+    ),
     "mwam": (StaticScheduler, ("audio", "video")),
     "ogm": (StaticScheduler, ("audio", "video")),
     "audio": (StaticScheduler, ("audio",)),

@@ -5,7 +5,7 @@ python train.py --config=configs/grid_letters.py --workdir=runs/grid_letters
 Variants, after a colon: `udml` (default), `static` (equal weights, same augmentation), `concat` and
 `transformer` (the same with features side by side, or a late-fusion transformer), `average` (of the
 modalities' own predictions), `ma_afs` and `combined` (a learned gate over entropy and agreement,
-`combined` over UDML's signals too; no results yet), `combined_without_entropy`, `_agreement`,
+`combined` over UDML's signals too), `combined_without_entropy`, `_agreement`,
 `_predicted_noise` and `_dependence`, `true_severity` (told the noise: a control), `audio` and
 `video` (one modality alone, same encoder and augmentation); `mwam`, `ogm` and `fixed` are `static`
 with that balancer. Folds: `--config.data.fold=0` to 4.
@@ -41,7 +41,7 @@ from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.log_mel import LogMel
 from fusion_jax.preprocess.standardise import Standardise
-from fusion_jax.schedulers.combined import SIGNALS, CombinedScheduler, combined_without
+from fusion_jax.schedulers.combined import SIGNALS, CombinedScheduler, combined_signals
 from fusion_jax.schedulers.ma_afs import MAAFSScheduler
 from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.true_severity import TrueSeverityScheduler
@@ -53,6 +53,11 @@ MEAN, DEVIATION = 146.6, 28.9
 # The same of the log-mel power of the training waveforms.
 LOG_MEAN, LOG_DEVIATION = -11.8, 3.3
 
+
+def _combined_without(name: str) -> CombinedScheduler:
+    return CombinedScheduler(signals=combined_signals(noise="statistics", without=name))
+
+
 BOTH = ("audio", "video")
 VARIANTS = {
     "udml": (UDMLScheduler, BOTH),
@@ -63,9 +68,9 @@ VARIANTS = {
     "transformer": (StaticScheduler, BOTH),
     "average": (StaticScheduler, BOTH),
     "ma_afs": (MAAFSScheduler, BOTH),
-    "combined": (CombinedScheduler, BOTH),
+    "combined": (lambda: CombinedScheduler(signals=combined_signals(noise="statistics")), BOTH),
     **{
-        f"combined_without_{name}": (functools.partial(combined_without, name), BOTH)
+        f"combined_without_{name}": (functools.partial(_combined_without, name), BOTH)
         for name in SIGNALS
     },
     "true_severity": (TrueSeverityScheduler, BOTH),

@@ -7,7 +7,7 @@ Variants, after a colon: `udml` (default), `static` (equal weights, same augment
 modalities' own predictions), `qmf` (weights by confidence, with its rank loss), `probabilistic`
 (`udml` with Gaussian codes and their divergence), `udml_official` (the released arithmetic),
 `ma_afs` and `combined` (a learned gate over entropy and agreement, `combined` over UDML's signals
-too; no results yet), `combined_without_entropy`, `_agreement`, `_predicted_noise` and
+too), `combined_without_entropy`, `_agreement`, `_predicted_noise` and
 `_dependence`, `static_two_views` and `transformer_two_views` (with the gates' objective), and
 `fac`, `fou`, `kar`, `mor`, `pix` and `zer` (one modality alone). Controls of `udml`: `quality` (no
 dependence), `constant` (weights that do not depend on the example), `permuted` (those of another
@@ -37,7 +37,7 @@ from fusion_jax.objectives.ranked_confidence import RankedConfidence
 from fusion_jax.objectives.supervised import Supervised
 from fusion_jax.optimizers import AdamW
 from fusion_jax.preprocess.standardise_features import StandardiseFeatures
-from fusion_jax.schedulers.combined import SIGNALS, CombinedScheduler, combined_without
+from fusion_jax.schedulers.combined import SIGNALS, CombinedScheduler, combined_signals
 from fusion_jax.schedulers.constant import ConstantScheduler
 from fusion_jax.schedulers.ma_afs import MAAFSScheduler
 from fusion_jax.schedulers.qmf import QMFScheduler
@@ -46,6 +46,11 @@ from fusion_jax.schedulers.true_severity import TrueSeverityScheduler
 from fusion_jax.schedulers.udml import UDMLScheduler, official_udml
 from fusion_jax.signals.predicted_noise import PredictedNoise
 from fusion_jax.tasks.classification import ClassificationHead
+
+
+def _combined_without(name: str) -> CombinedScheduler:
+    return CombinedScheduler(signals=combined_signals(without=name))
+
 
 # Mean weights of `udml` on validation examples of mixed severity up to 0.4, in the order of names.
 SHARES = (0.151, 0.170, 0.174, 0.190, 0.141, 0.174)
@@ -63,7 +68,7 @@ VARIANTS = {
     "ma_afs": (MAAFSScheduler, MODALITIES),
     "combined": (CombinedScheduler, MODALITIES),
     **{
-        f"combined_without_{name}": (functools.partial(combined_without, name), MODALITIES)
+        f"combined_without_{name}": (functools.partial(_combined_without, name), MODALITIES)
         for name in SIGNALS
     },
     # Controls of udml: what do adapting, dependence and knowing the noise contribute?

@@ -1,51 +1,76 @@
 """Evaluate the folder of a run: grid, metrics, intervals, report."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+import secrets
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
 
-from fusion_jax.config import Config, write_json
+from fusion_jax.cells import CLEAN, Cell, Conditions, cell_label
+from fusion_jax.config import Config, to_tree, write_json
 from fusion_jax.data.donors import donor_indices
 from fusion_jax.data.loader import eval_batches
-from fusion_jax.errors import FusionError
+from fusion_jax.errors import FusionError, writing
 from fusion_jax.evaluation.grid import (
-    CLEAN,
-    Cell,
     CellRecords,
-    evaluate_grid,
-    joint_cells,
+    GridProgram,
+    cell_records,
+    grid_chunks,
+    make_function_grid_program,
     make_grid_program,
-    robustness_cells,
-    single_cells,
 )
 from fusion_jax.evaluation.intervals import bootstrap_weights, interval
+from fusion_jax.evaluation.records import Records, RecordWriter
 from fusion_jax.evaluation.report import render_report
 from fusion_jax.metrics import separation
 from fusion_jax.rng import stream
-from fusion_jax.runs import load_config, restore_best, seed_folder, state_shapes
+from fusion_jax.runs import (
+    describe_machine,
+    load_config,
+    restore_best,
+    seed_folder,
+    state_shapes,
+)
 from fusion_jax.sources import DataSpec, Source
+from fusion_jax.tasks.classification import Classification
 from fusion_jax.training import hosts
+from fusion_jax.training.checkpoints import digest
 from fusion_jax.training.parallel import DataParallel
+from fusion_jax.training.progress import ExampleCount
 
 SCHEMA = 1
 
 
 def evaluate(
-    workdir: str | Path, *, split: str = "test", data: Any = None, allow: Sequence[str] = ()
+    workdir: str | Path,
+    *,
+    split: str = "test",
+    data: Any = None,
+    allow: Sequence[str] = (),
+    grid: str = "standard",
+    silent: bool = True,
 ) -> dict[str, Any]:
     """Evaluate the best checkpoint of every seed of a run under noise and missing modalities.
 
-    Writes `report.json`, `report.html` and, per seed, `records_<split>.npz` with one row per
-    example.
+    Writes `report.json`, `report.html` and, per seed, the folder `records_<split>` with one entry
+    per cell and example (`fusion_jax.evaluation.records.Records`). An evaluation that was killed
+    goes on where it was.
 
     Args:
         workdir: folder of a trained run.
         split: "test", or "validation" while a design is still being chosen.
         data: the data set, for runs on data that was held in memory.
         allow: top-level packages besides fusion_jax whose classes the run may name.
+        grid: "standard" (each modality corrupted or missing, and all corrupted together), or
+            "joint" (besides, every condition of each modality with every one of another, missing
+            ones too).
+        silent: say nothing about progress.
 
     Returns:
         The report as a dict, the content of `report.json`.
@@ -55,107 +80,240 @@ def evaluate(
     """
     workdir = Path(workdir)
     config, spec, run = load_config(workdir, allow=allow)
-    source = _source(config, data, split, spec)
-    parallel, batch_size = DataParallel(), config.eval_batch_size
-    parallel.check(eval_batch_size=batch_size)
-    program = make_grid_program(
-        config.model,
-        config.task,
-        config.evaluation_corruptions(),
-        compiled=parallel.evaluation,
+    conditions = Conditions(
+        config.recipe.corruptions,
+        config.unseen,
+        tuple(config.evaluation_severities),
+        config.recipe.largest_severity(),
+    )
+    parallel = DataParallel()
+    evaluator = _Evaluator(
+        source=_source(config, data, split, spec),
+        conditions=conditions,
+        cells=conditions.cells(spec.names, grid),
+        task=config.task,
+        batch_size=config.eval_batch_size,
+        split=split,
+        parallel=parallel,
+        program=make_grid_program(
+            config.model,
+            config.task,
+            conditions.corruptions,
+            compiled=parallel.evaluation,
+        ),
+        silent=silent,
     )
     template = parallel.template(state_shapes(config, spec))
-    cells = evaluation_cells(config, spec)
-    labels = [cell_label(cell, config.recipe.corruption_names()) for cell in cells]
-    identity = _identity(source)
-    donors = _donors(config, spec, identity)
-    weights = bootstrap_weights({name: identity[name] for name in spec.clusters}, num=len(source))
-    rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-    steps = {}
-    for index in range(config.num_seeds):
+    seeds, steps = range(config.seed, config.seed + config.num_seeds), {}
+    found = []
+    for index, seed in enumerate(seeds):
         state = restore_best(template, workdir, index)
-        found = evaluate_grid(
-            program,
-            {"params": state.params, **state.collections},
-            eval_batches(source, batch_size=batch_size, host=hosts.this_host(), donors=donors),
-            cells=cells,
-            key=stream(jax.random.key(0), "evaluation", split),
-            progress=int(state.step) / config.num_steps,
-            place=parallel.place_rows,
+        steps[str(seed)] = int(state.step)
+        found.append(
+            evaluator.records(
+                {"params": state.params, **state.collections},
+                seed_folder(workdir, index) / f"records_{split}",
+                progress=int(state.step) / config.num_steps,
+                facts={"config": to_tree(config), "step": int(state.step)},
+            )
         )
-        steps[str(config.seed + index)] = int(state.step)
-        if hosts.is_lead():
-            path = seed_folder(workdir, index) / f"records_{split}.npz"
-            save_records(path, identity, labels, found)
-        for cell, records in zip(cells, found, strict=True):
-            row = _row(config, spec, cell, records, weights, clean=found[0])
-            rows[cell.several].append(row | {"seed": config.seed + index})
-    report = {
-        "schema": SCHEMA,
-        "run": _run_facts(run) | {"trained_steps": steps},
-        "data": _data_facts(spec, source, split, run),
-        "training_severity": config.recipe.largest_severity(),
-        "seeds": [config.seed + index for index in range(config.num_seeds)],
-        "cells": rows[False],
-        "joint": rows[True],
-    }
+    facts = _run_facts(run) | {"trained_steps": steps}
+    return _write_report(
+        workdir, evaluator.report(found, seeds=list(seeds), run=facts, name=run["data"]["name"])
+    )
+
+
+def evaluate_function(
+    predict: Callable[[dict[str, Array], Bool[Array, "b m"]], Float[Array, "b k"]],
+    source: Source,
+    workdir: str | Path,
+    *,
+    corruptions: Mapping[str, Any],
+    unseen: Mapping[str, Sequence[Any]] | None = None,
+    severities: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0),
+    training_severity: float = 0.0,
+    grid: str = "standard",
+    batch_size: int = 512,
+    name: str = "data",
+    silent: bool = True,
+) -> dict[str, Any]:
+    """Evaluate any classifier that JAX can trace, such as a model that is not a `FusionModel`.
+
+    Writes what `evaluate` writes, with everything but fusion weights and signals.
+
+    Args:
+        predict: (modality -> inputs [B, ...] as the source gives them, corrupted; present Bool[B,
+            M], in the order of sorted names) -> logits [B, K], each row by itself, in evaluation
+            mode. Inputs of an absent modality are 0.
+        source: the examples.
+        workdir: folder for the report and the records; made where it is not there.
+        corruptions: modality -> the corruption it was trained under, or simply the first.
+        unseen: modality -> further corruptions, of other classes.
+        severities: in (0, 1].
+        training_severity: the largest severity that the model was trained under.
+        grid: as in `evaluate`.
+        batch_size: examples of an evaluation step.
+        name: of the data, for the report.
+        silent: say nothing about progress.
+
+    Returns:
+        The report as a dict, the content of `report.json`.
+
+    Raises:
+        FusionError: for corruptions of modalities that the source lacks.
+    """
+    workdir, task, parallel = Path(workdir), Classification(), DataParallel()
+    conditions = Conditions(corruptions, unseen or {}, tuple(severities), training_severity)
+    unknown = set(conditions.corruptions) - set(source.spec.names)
+    if unknown:
+        raise FusionError(
+            f"corruptions name {sorted(unknown)[0]!r}; the source's modalities are "
+            f"{list(source.spec.names)}"
+        )
+    evaluator = _Evaluator(
+        source=source,
+        conditions=conditions,
+        cells=conditions.cells(source.spec.names, grid),
+        task=task,
+        batch_size=batch_size,
+        split="test",
+        parallel=parallel,
+        program=make_function_grid_program(
+            predict,
+            source.spec.names,
+            task,
+            conditions.corruptions,
+            compiled=parallel.evaluation,
+        ),
+        silent=silent,
+    )
+    with writing(f"cannot write {workdir}"):
+        workdir.mkdir(parents=True, exist_ok=True)
+    # What a function computes is not known beforehand: unfinished records are never gone on with.
+    facts = {"function": secrets.token_hex(8)}
+    records = evaluator.records({}, seed_folder(workdir, 0) / "records_test", facts=facts)
+    run = {"config": None, "overrides": []} | describe_machine()
+    return _write_report(workdir, evaluator.report([records], seeds=[0], run=run, name=name))
+
+
+@dataclasses.dataclass
+class _Evaluator:
+    """One program and one split, for any number of seeds."""
+
+    source: Source
+    conditions: Conditions
+    cells: list[Cell]
+    task: Any
+    batch_size: int
+    split: str
+    parallel: DataParallel
+    program: GridProgram
+    silent: bool
+
+    def __post_init__(self) -> None:
+        self.parallel.check(eval_batch_size=self.batch_size)
+        self.identity = _identity(self.source)
+        self.donors = _donors(self.conditions.corruptions, self.source.spec, self.identity)
+
+    def records(
+        self,
+        variables: PyTree,
+        folder: Path,
+        *,
+        facts: Mapping[str, Any],
+        progress: float = 1.0,
+    ) -> Records:
+        """Evaluate into a folder, going on where an evaluation of the same was killed."""
+        writer = RecordWriter(
+            folder,
+            facts={**facts, **self._facts(variables)},
+            cells=[cell_label(cell, self.conditions.names) for cell in self.cells],
+            identity={name: self.identity[name] for name in self.identity if name != "present"},
+            writes=hosts.is_lead(),
+        )
+        # Nobody writes before all have seen how far it is.
+        hosts.wait_for_all(f"evaluate {folder}")
+        chunks = grid_chunks(
+            self.program,
+            variables,
+            eval_batches(
+                self.source,
+                batch_size=self.batch_size,
+                first=writer.rows,
+                host=hosts.this_host(),
+                donors=self.donors,
+            ),
+            cells=self.cells,
+            key=stream(jax.random.key(0), "evaluation", self.split),
+            progress=progress,
+            place=self.parallel.place_rows,
+        )
+        log = ExampleCount(
+            f"{folder.parent.name}, {len(self.cells)} cells",
+            total=len(self.source),
+            done=writer.rows,
+            silent=self.silent or not hosts.is_lead(),
+        )
+        with contextlib.closing(log):
+            for chunk in chunks:
+                before = writer.rows
+                writer.write(chunk)
+                log.advance(writer.rows - before)
+        writer.finish()
+        hosts.wait_for_all(f"evaluated {folder}")
+        return Records(folder)
+
+    def report(
+        self, found: Sequence[Records], *, seeds: list[int], run: Mapping[str, Any], name: str
+    ) -> dict[str, Any]:
+        """The content of report.json, from the records of every seed."""
+        spec = self.source.spec
+        weights = bootstrap_weights(
+            {cluster: self.identity[cluster] for cluster in spec.clusters}, num=len(self.source)
+        )
+        rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+        for seed, records in zip(seeds, found, strict=True):
+            whole = records.of_cells()
+            clean = cell_records(whole, 0)
+            for number, cell in enumerate(self.cells):
+                facts = {"seed": seed, **_condition_facts(self.conditions, cell)}
+                row = _row(self.task, spec, cell_records(whole, number), weights, clean=clean)
+                rows[cell.several].append(facts | row)
+        return {
+            "schema": SCHEMA,
+            "run": dict(run),
+            "data": {
+                "name": name,
+                "split": self.split,
+                "num_examples": len(self.source),
+                "num_classes": spec.num_classes,
+                "modalities": list(spec.names),
+            },
+            "training_severity": self.conditions.training_severity,
+            "seeds": seeds,
+            "cells": rows[False],
+            "joint": rows[True],
+        }
+
+    def _facts(self, variables: PyTree) -> dict[str, Any]:
+        """What unfinished records must be of, for an evaluation to go on with them."""
+        return {
+            "split": self.split,
+            "batch_size": self.batch_size,
+            "variables": int(digest(variables)),
+            "examples": [zlib.crc32(self.identity[name].tobytes()) for name in self.identity],
+            "devices": jax.device_count(),
+            "jax": jax.__version__,
+            "backend": jax.default_backend(),
+        }
+
+
+def _write_report(workdir: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Write report.json and report.html, and give the report back."""
     if hosts.is_lead():
         write_json(workdir / "report.json", report)
         (workdir / "report.html").write_text(render_report(report))
     return report
-
-
-def evaluation_cells(config: Config, spec: DataSpec) -> list[Cell]:
-    """The conditions of the robustness evaluation, in the order of records and tables.
-
-    Clean, each modality under the recipe's corruption and each missing pattern; each modality under
-    corruptions that training does not use; all modalities at once.
-    """
-    trained, severities = config.recipe.corruption_names(), config.evaluation_severities
-    cells = robustness_cells(spec.names, corrupted=trained, severities=severities)
-    for name in sorted(config.unseen):
-        for corruption in config.unseen[name]:
-            cells += single_cells({name: type(corruption).__name__}, severities)
-    limits = sorted({config.recipe.largest_severity(), 1.0} - {0.0})
-    return cells + joint_cells(trained, severities=severities, mixed=limits)
-
-
-def save_records(
-    path: Path, identity: dict[str, np.ndarray], labels: Sequence[str], found: Sequence[CellRecords]
-) -> None:
-    """Save per-example records [cell, N], weights and noise levels [cell, N, M], ids, clusters."""
-    arrays: dict[str, Any] = dict(identity)
-    for name in found[0].records:
-        arrays[name] = np.stack([cell.records[name] for cell in found])
-    arrays["weights"] = np.stack([cell.weights for cell in found])
-    arrays["noise_level"] = np.stack([cell.noise_level for cell in found])
-    arrays["present"] = np.stack([cell.present for cell in found])
-    arrays["cells"] = np.array(labels)
-    np.savez_compressed(path, **arrays)
-
-
-def cell_label(cell: Cell, trained: Mapping[str, str]) -> str:
-    """A stable name of a cell.
-
-    "clean", "missing/audio+image", "noise/audio/0.4", "ImpulseNoise/image/0.4" (another corruption
-    than the modality's in `trained`), "joint/audio/0.4+image/0.8", "mixed/0.4" (severities of
-    examples differ, up to 0.4).
-
-    Args:
-        cell: the cell.
-        trained: modality -> class name of the recipe's corruption.
-    """
-    if cell.missing:
-        return "missing/" + "+".join(cell.missing)
-    if not cell.noise:
-        return "clean"
-    if len(cell.noise) > 1:
-        if cell.noise[0][1].drawn:
-            return f"mixed/{cell.noise[0][1].severity:g}"
-        return "joint/" + "+".join(f"{name}/{each.severity:g}" for name, each in cell.noise)
-    [(name, condition)] = cell.noise
-    family = "noise" if condition.corruption == trained.get(name) else condition.corruption
-    return f"{family}/{name}/{condition.severity:g}"
 
 
 def _source(config: Config, data: Any, split: str, spec: DataSpec) -> Source:
@@ -188,10 +346,9 @@ def _identity(source: Source) -> dict[str, np.ndarray]:
 
 
 def _donors(
-    config: Config, spec: DataSpec, identity: dict[str, np.ndarray]
+    corruptions: Mapping[str, Sequence[Any]], spec: DataSpec, identity: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """Modality -> position of each example's donor, where a corruption of it needs one."""
-    corruptions = config.evaluation_corruptions()
     return {
         name: donor_indices(
             identity["example_id"], identity["target"], identity["present"][:, m], name=name
@@ -202,15 +359,9 @@ def _donors(
 
 
 def _row(
-    config: Config,
-    spec: DataSpec,
-    cell: Cell,
-    found: CellRecords,
-    weights: np.ndarray,
-    *,
-    clean: CellRecords,
+    task: Any, spec: DataSpec, found: CellRecords, weights: np.ndarray, *, clean: CellRecords
 ) -> dict[str, Any]:
-    """One row of the report's table; `clean` are the records without any corruption."""
+    """The numbers of one row of the report; `clean` are the records without any corruption."""
     low, high = interval(found.records["correct"], weights)
 
     def by_modality(values: np.ndarray) -> dict[str, float]:
@@ -223,9 +374,7 @@ def _row(
         return dict(zip(spec.names, means, strict=True))
 
     return {
-        **_condition_facts(config, cell),
-        "missing": list(cell.missing),
-        **config.task.compute(found.records),
+        **task.compute(found.records),
         "accuracy_low": low,
         "accuracy_high": high,
         "weights": by_modality(found.weights),
@@ -255,14 +404,10 @@ def _separation(
     return told
 
 
-def _condition_facts(config: Config, cell: Cell) -> dict[str, Any]:
+def _condition_facts(conditions: Conditions, cell: Cell) -> dict[str, Any]:
     """What was done to the inputs; "severities" by modality where to several at once."""
-    known = {
-        (name, type(each).__name__): each
-        for name, corruptions in config.evaluation_corruptions().items()
-        for each in corruptions
-    }
-    words = [known[name, each.corruption].describe(each.severity) for name, each in cell.noise]
+    words = [conditions.strength(name, each) for name, each in cell.noise]
+    missing = list(cell.missing)
     if not cell.several:
         name, condition = cell.noise[0] if cell.noise else (None, CLEAN)
         return {
@@ -270,14 +415,16 @@ def _condition_facts(config: Config, cell: Cell) -> dict[str, Any]:
             "modality": name,
             "severity": condition.severity,
             "strength": words[0] if words else None,
-            "unseen": name is not None
-            and condition.corruption != config.recipe.corruption_names().get(name),
+            "unseen": name is not None and condition.corruption != conditions.names.get(name),
+            "missing": missing,
         }
     drawn = cell.noise[0][1].drawn
     return {
         "corruption": "mixed" if drawn else "joint",
+        "corruptions": {name: condition.corruption for name, condition in cell.noise},
         "severities": {name: condition.severity for name, condition in cell.noise},
         "strength": ("up to " if drawn else "") + ", ".join(words),
+        "missing": missing,
     }
 
 
@@ -287,14 +434,3 @@ def _run_facts(run: dict[str, Any]) -> dict[str, Any]:
     words = run["command"].split()
     config = next((w.partition("=")[2] for w in words if w.startswith("--config=")), None)
     return facts | {"config": config, "overrides": [w for w in words if w.startswith("--config.")]}
-
-
-def _data_facts(spec: DataSpec, source: Source, split: str, run: dict[str, Any]) -> dict[str, Any]:
-    """What the report says about the data."""
-    return {
-        "name": run["data"]["name"],
-        "split": split,
-        "num_examples": len(source),
-        "num_classes": spec.num_classes,
-        "modalities": list(spec.names),
-    }

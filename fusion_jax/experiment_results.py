@@ -21,6 +21,7 @@ from jaxtyping import Bool, Int
 
 from fusion_jax.config import CLASS, Config, field_default, first_difference, read_json, to_tree
 from fusion_jax.errors import FusionError, first_line, writing
+from fusion_jax.evaluation.records import Records
 from fusion_jax.experiment_definition import Experiment, Run
 from fusion_jax.runs import FREE_FIELDS, seed_folder
 
@@ -139,10 +140,9 @@ def keep_records(job: Job, split: str) -> dict[str, str]:
     Raises:
         FusionError: where the other runs were evaluated on other examples.
     """
-    with np.load(seed_folder(job.folder, 0) / f"records_{split}.npz") as arrays:
-        labels, correct = [str(label) for label in arrays["cells"]], arrays["correct"] > 0
-        names = read_json(job.folder / "run.json")["data"]["clusters"]
-        arrays = {name: arrays[name] for name in ("example_id", *names)}
+    records = Records(seed_folder(job.folder, 0) / f"records_{split}")
+    names = read_json(job.folder / "run.json")["data"]["clusters"]
+    arrays: dict[str, Any] = {name: records[name] for name in ("example_id", *names)}
     path = examples_path(job)
     if path.exists():
         known = read_examples(job)
@@ -160,7 +160,9 @@ def keep_records(job: Job, split: str) -> dict[str, str]:
             temporary = path.with_suffix(f".{os.getpid()}.npz")
             np.savez_compressed(temporary, **arrays)
             temporary.replace(path)
-    return {label: pack(row) for label, row in zip(labels, correct, strict=True)}
+    return {
+        label: pack(row > 0) for label, row in zip(records.cells, records["correct"], strict=True)
+    }
 
 
 def pack(values: Bool[np.ndarray, " n"]) -> str:

@@ -8,13 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fusion_jax.axes import psum, total
 from fusion_jax.blocks.collect_signals import collect_signals
 from fusion_jax.blocks.presence import masked_softmax, uniform_weights
+from fusion_jax.blocks.running_norm import RunningNorm
 from fusion_jax.types import FusionWeights, SchedulerInput
-
-# Where a running variance is this small, a signal says nothing.
-EPSILON = 1e-5
 
 
 class Gate(nn.Module):
@@ -22,8 +19,8 @@ class Gate(nn.Module):
 
     score_m = network(signals of m, their mean over the present modalities, embedding of m), the
     same network for all modalities; weights = softmax over the present ones of score / temperature.
-    The last layer starts at 0, so weighting starts static. Signals are normalised by running means
-    and variances of each modality.
+    The last layer starts at 0, so weighting starts static. Signals enter as sign(s) log(1 + |s|),
+    normalised by running means and variances of each modality.
 
     Attributes:
         hidden: widths of the network's hidden layers.
@@ -56,6 +53,8 @@ class Gate(nn.Module):
     ) -> Float[Array, "b m"]:
         """Weights [B, M] from the signals' values, each [B, M]; gradient to both."""
         values = jnp.stack(list(signals.values()), axis=-1)  # [B, M, S]
+        # Noise beyond training is many times stronger: on a scale of logarithms, a few steps away.
+        values = jnp.sign(values) * jnp.log1p(jnp.abs(values))
         values = self._normalised(values, inputs, train=train)
         values = jnp.where(inputs.present[:, :, None], values, 0)
         count = jnp.maximum(jnp.sum(inputs.present, axis=-1), 1)[:, None, None]
@@ -84,25 +83,13 @@ class Gate(nn.Module):
     def _normalised(
         self, values: Float[Array, "b m s"], inputs: SchedulerInput, *, train: bool
     ) -> Float[Array, "b m s"]:
-        """The values less their running means, over their running deviations."""
-        made = []
-        for m, name in enumerate(inputs.modalities):
-            x = values[:, m]
-            mean = self.variable("scheduler", f"mean_{name}", jnp.zeros, x.shape[1:], jnp.float32)
-            square = self.variable(
-                "scheduler", f"square_{name}", jnp.ones, x.shape[1:], jnp.float32
+        """The values of each modality by its running means and deviations."""
+        made = [
+            RunningNorm(self.decay, name=f"norm_{name}")(
+                values[:, m], inputs.mask & inputs.present[:, m], train=train
             )
-            if train and not self.is_initializing():
-                rows = inputs.mask & inputs.present[:, m]
-                stopped = jax.lax.stop_gradient(x)
-                number = psum(jnp.sum(rows, dtype=jnp.float32))
-                sums = psum((total(stopped, rows), total(stopped**2, rows)))
-                step = jnp.where(number > 0, 1 - self.decay, 0)
-                over = jnp.maximum(number, 1)
-                mean.value = (1 - step) * mean.value + step * sums[0] / over
-                square.value = (1 - step) * square.value + step * sums[1] / over
-            variance = jnp.maximum(square.value - mean.value**2, EPSILON)
-            made.append((x - mean.value[None]) / jnp.sqrt(variance)[None])
+            for m, name in enumerate(inputs.modalities)
+        ]
         return jnp.stack(made, axis=1)
 
     def _scheduled(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from fusion_jax.blocks.input_statistics import input_statistics
 from fusion_jax.blocks.presence import uniform_weights
 from fusion_jax.errors import FusionError
 from fusion_jax.types import Features, ModelOutput, SchedulerInput
@@ -118,6 +119,8 @@ class FusionModel(nn.Module):
                 except FusionError as error:
                     raise FusionError(f"the frequency ratio of {name!r}: {error}") from error
                 features = dataclasses.replace(features, frequency_ratio=ratio)
+            if getattr(signal, "reads_statistics", False):
+                features = dataclasses.replace(features, statistics=input_statistics(x))
         return features
 
     def decide(

@@ -28,3 +28,14 @@ def compute_dtype(name: str, x: Shaped[Array, "..."]) -> np.dtype:
     if name not in ("float32", "bfloat16"):
         raise FusionError(f"dtype is {name!r}: it must be 'float32' or 'bfloat16'")
     return jnp.dtype(name) if name == "bfloat16" else jnp.promote_types(x.dtype, jnp.float32)
+
+
+def to_dtype_of(values: Float[Array, "..."], like: Array) -> Array:
+    """Round and saturate float values to the dtype of `like`; floats are only cast.
+
+    Both sides saturate: an 8-bit image does not wrap around.
+    """
+    if jnp.issubdtype(like.dtype, jnp.integer):
+        info = jnp.iinfo(like.dtype)
+        values = jnp.clip(jnp.round(values), info.min, info.max)
+    return values.astype(like.dtype)

@@ -48,6 +48,8 @@ class Features:
         second_moment: [B, D] or None, of a probabilistic encoder: mean over positions of
             mu^2 + sigma^2.
         frequency_ratio: [B] or None, of the preprocessed input, where a signal asks for it.
+        statistics: [B, S] or None, of the preprocessed input, where a signal asks for them
+            (`fusion_jax.blocks.input_statistics`).
         grid: positions along each axis of the map that the tokens are, or None; a static value,
             whose product is N.
     """
@@ -58,6 +60,7 @@ class Features:
     log_variance: Float[Array, "b d"] | None = None
     second_moment: Float[Array, "b d"] | None = None
     frequency_ratio: Float[Array, " b"] | None = None
+    statistics: Float[Array, "b s"] | None = None
     grid: tuple[int, ...] | None = struct.field(pytree_node=False, default=None)
 
 
@@ -101,6 +104,7 @@ class SchedulerInput:
         *,
         progress: Float[Array, ""] | float = 1.0,
         noise_level: Float[Array, "b m"] | None = None,
+        statistics: dict[str, Float[Array, "b s"]] | None = None,
     ) -> "SchedulerInput":
         """The input for rows with every modality present and no padding, in a model of one's own.
 
@@ -109,10 +113,15 @@ class SchedulerInput:
             predict: see the attributes; its argument may be used as factors of the modalities.
             progress: training fraction in [0, 1].
             noise_level: [B, M], in training.
+            statistics: modality name -> `fusion_jax.blocks.input_statistics` of the inputs, for
+                signals that read them.
         """
         rows = next(iter(codes.values())).shape[0]
         return cls(
-            features={name: Features(pooled=code) for name, code in codes.items()},
+            features={
+                name: Features(pooled=code, statistics=(statistics or {}).get(name))
+                for name, code in codes.items()
+            },
             present=jnp.ones((rows, len(codes)), bool),
             mask=jnp.ones(rows, bool),
             progress=progress,

@@ -7,12 +7,13 @@ import optax
 import pytest
 
 from fusion_jax.blocks.presence import permuted_weights, uniform_weights
+from fusion_jax.cells import Cell, Condition
 from fusion_jax.config import Config
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
 from fusion_jax.data.arrays import ArrayData
 from fusion_jax.encoders.mlp import MLPEncoder
 from fusion_jax.errors import FusionError
-from fusion_jax.evaluation.grid import Cell, Condition, evaluate_grid, make_grid_program
+from fusion_jax.evaluation.grid import evaluate_grid, make_grid_program
 from fusion_jax.fusion.mean import MeanFusion
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.models import FusionModel

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from fusion_jax.cells import Cell, Condition, cell_label, joint_cells, robustness_cells
 from fusion_jax.config import Config, Recipe
 from fusion_jax.corruptions.batch import corrupt_batch
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
@@ -18,15 +19,9 @@ from fusion_jax.data.donors import donor_indices
 from fusion_jax.data.loader import eval_batches
 from fusion_jax.encoders.mlp import MLPEncoder
 from fusion_jax.errors import FusionError
-from fusion_jax.evaluate import cell_label, evaluate
-from fusion_jax.evaluation.grid import (
-    Cell,
-    Condition,
-    evaluate_grid,
-    joint_cells,
-    make_grid_program,
-    robustness_cells,
-)
+from fusion_jax.evaluate import evaluate
+from fusion_jax.evaluation.grid import evaluate_grid, make_grid_program
+from fusion_jax.evaluation.records import Records
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.models import FusionModel
 from fusion_jax.rng import example_keys, stream
@@ -134,12 +129,12 @@ def test_rows_equal_a_direct_computation(run):
 
 def test_records_hold_each_example_once_in_order(run):
     workdir, _, _, report = run
-    records = np.load(workdir / "seed_0" / "records_test.npz")
+    records = Records(workdir / "seed_0" / "records_test")
     np.testing.assert_array_equal(records["example_id"], 240 + np.arange(NUM_TEST))
     np.testing.assert_array_equal(records["session"], np.arange(NUM_TEST) // 3)
     assert records["correct"].shape == (7, NUM_TEST)
     assert records["weights"].shape == (7, NUM_TEST, 2)
-    accuracy = dict(zip(records["cells"], records["correct"].mean(axis=1), strict=True))
+    accuracy = dict(zip(records.cells, records["correct"].mean(axis=1), strict=True))
     row = next(r for r in report["cells"] if r["seed"] == 0 and r["severity"] == 1.0)
     assert row["modality"] == "left"
     assert accuracy["noise/left/1"] == pytest.approx(row["accuracy"])
@@ -157,10 +152,10 @@ def test_misaligned_inputs_are_those_of_other_examples(run):
     variables = {"params": state.params, **state.collections}
     output = config.model.apply(variables, inputs, record["present"], train=False)
     correct = np.asarray(output.prediction).argmax(axis=-1) == record["target"]
-    arrays = np.load(workdir / "seed_0" / "records_test.npz")
-    labels = [str(label) for label in arrays["cells"]]
-    np.testing.assert_array_equal(arrays["correct"][labels.index("Misalignment/right/1")], correct)
-    assert not arrays["noise_level"][labels.index("Misalignment/right/1")].any()
+    arrays = Records(workdir / "seed_0" / "records_test")
+    number = arrays.cell("Misalignment/right/1")
+    np.testing.assert_array_equal(arrays["correct"][number], correct)
+    assert not arrays["noise_level"][number].any()
     rows = [r for r in report["cells"] if r["corruption"] == "Misalignment"]
     assert {row["strength"] for row in rows} == {
         "50 % replaced by another's",
@@ -389,7 +384,7 @@ def test_joint_cells():
     ]
     # Of more than two modalities all have the same severity: pairs would be powers.
     many = joint_cells(dict.fromkeys("abc", "A"), severities=(0.2, 0.4), mixed=())
-    assert [cell_label(cell, {}) for cell in many] == [
+    assert [cell_label(cell, dict.fromkeys("abc", "A")) for cell in many] == [
         "joint/a/0.2+b/0.2+c/0.2",
         "joint/a/0.4+b/0.4+c/0.4",
     ]

@@ -17,6 +17,7 @@ from fusion_jax.corruptions.coloured_noise import ColouredNoise
 from fusion_jax.corruptions.misalignment import Misalignment
 from fusion_jax.errors import FusionError, Stopped
 from fusion_jax.evaluation.intervals import bootstrap_weights, seed_interval, seed_p_values
+from fusion_jax.evaluation.records import RecordWriter
 from fusion_jax.evaluation.tables import render_tables
 from fusion_jax.experiment_collect import collect
 from fusion_jax.experiment_definition import Endpoint, Primary, Run, read_experiment
@@ -208,17 +209,16 @@ NUM = 40
 def finish(job, *, correct, modalities=("audio", "image"), labels=None, config=None, **facts):
     """Leave behind what training and evaluating a job leaves: records and a result file."""
     labels, num = labels or LABELS[modalities], correct.shape[1]
-    path = seed_folder(job.folder, 0) / "records_test.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
     start = 1000 * (job.fold or 0)  # speakers differ by fold, digits are the same
     clusters = {"speaker": start + np.arange(num) // 4, "digit": np.arange(num) % 7}
-    np.savez_compressed(
-        path,
-        example_id=start + np.arange(num) + 100,
-        correct=correct,
-        cells=np.array(labels),
-        **clusters,
+    writer = RecordWriter(
+        seed_folder(job.folder, 0) / "records_test",
+        facts={},
+        cells=labels,
+        identity={"example_id": start + np.arange(num) + 100, **clusters},
     )
+    writer.write({"correct": correct})
+    writer.finish()
     (job.folder / "run.json").write_text(json.dumps({"data": {"clusters": list(clusters)}}))
     rows = [
         {

@@ -13,7 +13,7 @@ from fusion_jax.corruptions.gaussian_noise import GaussianNoise
 from fusion_jax.gate import Gate
 from fusion_jax.objectives.ma_afs import MAAFSObjective
 from fusion_jax.optimizers import AdamW
-from fusion_jax.schedulers.combined import CombinedScheduler, combined_without
+from fusion_jax.schedulers.combined import CombinedScheduler, combined_signals
 from fusion_jax.schedulers.ma_afs import MAAFSScheduler
 from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.signals.agreement import Agreement
@@ -225,5 +225,5 @@ def test_weight_falls_with_entropy():
 
 
 def test_a_signal_can_be_left_out_by_name():
-    kinds = [type(signal).__name__ for signal in combined_without("agreement").signals]
+    kinds = [type(signal).__name__ for signal in combined_signals(without="agreement")]
     assert kinds == ["Entropy", "PredictedNoise", "Dependence"]

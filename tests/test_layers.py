@@ -9,7 +9,17 @@ ROOT = Path(fusion_jax.__file__).parent
 # From the lowest to the highest; a module may import from its own layer and those before it.
 LAYERS = [
     {"types", "rng", "precision", "axes", "errors"},
-    {"frequency", "blocks", "gate", "metrics", "sources", "prepared"},
+    {
+        "frequency",
+        "blocks",
+        "gate",
+        "cells",
+        "metrics",
+        "sources",
+        "prepared",
+        "calibration",
+        "robustness",
+    },
     {"signals"},
     {"encoders", "fusion", "schedulers", "balancing", "corruptions", "preprocess", "data"},
     {"models", "objectives", "tasks", "optimizers"},

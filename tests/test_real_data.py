@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fusion_jax.evaluation.records import Records
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -61,7 +63,7 @@ def test_av_mnist_trains_and_evaluates_on_the_real_data(tmp_path, real_data):
     assert len(rows) == 13
     # 200 steps reach far above chance; the full run is in docs/results.
     assert rows[None, 0.0, ()]["accuracy"] > 0.8
-    records = np.load(workdir / "seed_0/records_test.npz")
+    records = Records(workdir / "seed_0/records_test")
     assert len(np.unique(records["recording"])) <= 300 and len(records["example_id"]) == 6000
     # Noise hurts more than less noise, in each modality.
     for name in ("audio", "image"):

@@ -1,4 +1,4 @@
-"""Multi-head attention with a key mask and a log-bias, and the pre-norm transformer block.
+"""Multi-head attention with a key mask and a log-bias, the pre-norm transformer block, and pooling.
 
 `jax.nn.dot_product_attention` is not used: it takes the softmax in float32 whatever the input is,
 so that float64 keeps seven digits only, and a row without a valid key gets the mean of all values.
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from fusion_jax.errors import FusionError
-from fusion_jax.precision import compute_dtype
+from fusion_jax.precision import at_least_float32, compute_dtype
 
 
 def attend(
@@ -163,6 +163,50 @@ class TransformerBlock(nn.Module):
         x = x[:, :num_out] + drop(attention(queries[:, :num_out], keys, mask=mask, bias=bias))
         hidden = _dense(self.mlp_ratio * x.shape[-1], dtype, "hidden")(layer_norm("norm_mlp")(x))
         return x + drop(_dense(x.shape[-1], dtype, "out")(nn.gelu(hidden)))
+
+
+class TransformerPooling(nn.Module):
+    """A learned CLS token reads the tokens by pre-norm self-attention; the result is norm(CLS).
+
+    Noise spoils the mean of many positions; a reader that chooses among them survives it. Unlike in
+    `TransformerFusion` each modality is read alone, so that conditions of modalities can be encoded
+    apart.
+
+    Attributes:
+        depth: number of layers; the last computes the CLS token only.
+        heads: attention heads; must divide D.
+        mlp_ratio: hidden width of the MLPs over D.
+        dtype: of the matrix products, "float32" or "bfloat16".
+
+    References:
+        The blocks are those of Rheude et al., Fusion or Confusion?, arXiv 2512.22991, which reads
+        all modalities at once.
+    """
+
+    depth: int = 2
+    heads: int = 4
+    mlp_ratio: int = 4
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "b n d"], *, mask: Bool[Array, "b n"] | None = None
+    ) -> Float[Array, "b d"]:
+        """Pool tokens [B, N, D], of which those with `mask` False do not count, to [B, D].
+
+        Raises:
+            FusionError: for an unknown dtype, or heads that do not divide D.
+        """
+        tokens = at_least_float32(tokens)
+        rows, _, width = tokens.shape
+        cls = self.param("cls", nn.initializers.normal(0.02), (width,), jnp.float32)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (rows, 1, width)), tokens], axis=1)
+        # The CLS token is always there to be looked at.
+        valid = None if mask is None else jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
+        for i in range(self.depth):
+            block = TransformerBlock(self.heads, self.mlp_ratio, self.dtype, name=f"block_{i}")
+            x = block(x, mask=valid, num_out=1 if i == self.depth - 1 else None)
+        return layer_norm("norm")(x[:, 0])
 
 
 def layer_norm(name: str) -> nn.LayerNorm:

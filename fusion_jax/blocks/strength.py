@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from fusion_jax.errors import FusionError
+from fusion_jax.precision import to_dtype_of
 
 
 def strength_at(
@@ -67,17 +68,6 @@ class SignalToNoise(TabledStrength):
         """The strength in words, for reports."""
         ratio = float(self.strength(severity))
         return "no noise" if ratio == 0 else f"SNR {round(-20 * np.log10(ratio))} dB"
-
-
-def to_dtype_of(values: Float[Array, "..."], like: Array) -> Array:
-    """Round and saturate float values to the dtype of `like`; floats are only cast.
-
-    Both sides saturate: an 8-bit image does not wrap around.
-    """
-    if jnp.issubdtype(like.dtype, jnp.integer):
-        info = jnp.iinfo(like.dtype)
-        values = jnp.clip(jnp.round(values), info.min, info.max)
-    return values.astype(like.dtype)
 
 
 def add_at_ratio(

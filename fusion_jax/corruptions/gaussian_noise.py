@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 from jaxtyping import Array, Float, Key, Shaped
 
 from fusion_jax.blocks.normal_noise import normal_noise
-from fusion_jax.blocks.strength import TabledStrength, numbers_of_entries, to_dtype_of
+from fusion_jax.blocks.strength import TabledStrength, numbers_of_entries
+from fusion_jax.precision import to_dtype_of
 
 
 @dataclasses.dataclass

@@ -5,67 +5,36 @@ modality once under each of its conditions, then every combination of these that
 Combinations cost what fusing costs, not what encoding does. Each batch goes to the device once and
 meets all cells there. Per-example records come back, so that nothing is a mean of batch means and
 paired intervals can be computed afterwards.
+
+A model that is only a function of all inputs at once has no such steps: there the first is
+corrupting and the second the model.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from fusion_jax.cells import CLEAN, Cell, Condition
 from fusion_jax.corruptions.batch import corrupt_batch
 from fusion_jax.errors import FusionError
 from fusion_jax.models import FusionModel
 from fusion_jax.rng import example_keys, stream
-from fusion_jax.types import Batch, Features, ModelOutput
+from fusion_jax.types import Batch, ModelOutput
 
 Place = Callable[[Batch], Batch]
 # Evaluation corruptions of each modality, in an order that conditions refer to.
 Corruptions = Mapping[str, Sequence[Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """What is done to one modality.
-
-    Attributes:
-        corruption: class name of one of the modality's corruptions, "" for none.
-        severity: in [0, 1].
-        drawn: each example has a severity of its own, uniform in [0, severity].
-    """
-
-    corruption: str = ""
-    severity: float = 0.0
-    drawn: bool = False
-
-
-CLEAN = Condition()
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One condition of the grid.
-
-    Attributes:
-        noise: modality and what is done to it, for those that are not clean.
-        missing: the modalities taken away.
-    """
-
-    noise: tuple[tuple[str, Condition], ...] = ()
-    missing: tuple[str, ...] = ()
-
-    def condition(self, modality: str) -> Condition:
-        """What is done to a modality."""
-        return dict(self.noise).get(modality, CLEAN)
-
-    @property
-    def several(self) -> bool:
-        """Whether more than one modality is corrupted, or examples differ in severity."""
-        return len(self.noise) > 1 or any(condition.drawn for _, condition in self.noise)
+# Cells that one call works through, one after the other: enough to hide what a call costs.
+CELLS_PER_CALL = 32
+# Bytes of encoded conditions that a device holds at once. More conditions are worked through in
+# parts, so device memory does not grow with the grid.
+FEATURE_MEMORY = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +43,7 @@ class CellRecords:
 
     Attributes:
         records: name -> [N], the task's per-example records.
-        weights: [N, M] fusion weights.
+        weights: [N, M] fusion weights; equal ones where the model has none.
         noise_level: [N, M] injected noise in units of the corruption's reference, 0 where clean or
             absent.
         present: Bool[N, M], what was given to the model.
@@ -93,81 +62,15 @@ class GridProgram(NamedTuple):
 
     Attributes:
         encode: modality -> program (variables, batch, number of the corruption, severity, drawn,
-            key) -> (Features, noise level [B]); number 0 is no corruption.
-        decide: program (variables, modality -> what encode gave, keep Bool[M], progress, batch) ->
-            records.
+            key) -> (features, noise level [B]); number 0 is no corruption.
+        decide: program (variables, modality -> list of what encode gave, which of them Int[C, M],
+            keep Bool[C, M], progress, batch) -> records [C, B, ...] of C cells, and "mask" [B].
         corruptions: modality -> class names, at number - 1.
     """
 
     encode: Mapping[str, Callable[..., Any]]
     decide: Callable[..., Any]
     corruptions: Mapping[str, Sequence[str]]
-
-
-def robustness_cells(
-    modalities: Sequence[str],
-    *,
-    corrupted: Mapping[str, str],
-    severities: Sequence[float],
-) -> list[Cell]:
-    """The clean cell, every corruptible modality at every severity, and every missing pattern.
-
-    Args:
-        modalities: all names, in order.
-        corrupted: modality -> class name of its corruption.
-        severities: in (0, 1].
-
-    Returns:
-        Cells, the clean one first. A missing pattern leaves at least one modality.
-    """
-    cells = [Cell()]
-    cells += single_cells(corrupted, severities)
-    patterns = range(1, 2 ** len(modalities) - 1)
-    missing = [
-        tuple(name for m, name in enumerate(modalities) if pattern >> m & 1) for pattern in patterns
-    ]
-    return cells + [
-        Cell(missing=names) for names in sorted(missing, key=lambda names: (len(names), names))
-    ]
-
-
-def single_cells(corrupted: Mapping[str, str], severities: Sequence[float]) -> list[Cell]:
-    """Each modality alone corrupted, at every severity."""
-    return [
-        Cell(((name, Condition(corrupted[name], severity)),))
-        for name in sorted(corrupted)
-        for severity in severities
-    ]
-
-
-def joint_cells(
-    corrupted: Mapping[str, str], *, severities: Sequence[float], mixed: Sequence[float]
-) -> list[Cell]:
-    """All modalities corrupted at once.
-
-    Args:
-        corrupted: modality -> class name of its corruption; with fewer than two there are no cells.
-        severities: two modalities meet at every pair of these; more than two, where the pairs
-            would be powers, all at the same severity.
-        mixed: upper ends of severities that differ from example to example and modality to
-            modality, one cell each.
-    """
-    names = sorted(corrupted)
-    if len(names) < 2:
-        return []
-    together = (
-        itertools.product(severities, repeat=2)
-        if len(names) == 2
-        else [(severity,) * len(names) for severity in severities]
-    )
-    cells = [
-        Cell(tuple((n, Condition(corrupted[n], s)) for n, s in zip(names, each, strict=True)))
-        for each in together
-    ]
-    return cells + [
-        Cell(tuple((name, Condition(corrupted[name], limit, drawn=True)) for name in names))
-        for limit in mixed
-    ]
 
 
 def make_grid_program(
@@ -192,14 +95,7 @@ def make_grid_program(
     Raises:
         FusionError: for two corruptions of one class on one modality.
     """
-    names = {}
-    for modality in model.modalities:
-        names[modality] = [type(each).__name__ for each in corruptions.get(modality, ())]
-        if len(set(names[modality])) < len(names[modality]):
-            raise FusionError(
-                f"modality {modality!r} has the corruptions {names[modality]}: their classes must "
-                "differ, since tables are named after them"
-            )
+    known = _corruption_names(model.modalities, corruptions)
     return GridProgram(
         encode={
             modality: compiled(
@@ -208,15 +104,111 @@ def make_grid_program(
             for modality in model.modalities
         },
         decide=compiled(decide_program(model, task)),
-        corruptions=names,
+        corruptions=known,
+    )
+
+
+def make_function_grid_program(
+    predict: Callable[[dict[str, Array], Bool[Array, "b m"]], Float[Array, "b k"]],
+    modalities: Sequence[str],
+    task: Any,
+    corruptions: Corruptions,
+    *,
+    compiled: Callable[..., Callable[..., Any]],
+) -> GridProgram:
+    """The programs of the grid of any model that is a function.
+
+    Args:
+        predict: (inputs by modality, present Bool[B, M] in the order of sorted names) -> logits [B,
+            K], traceable by JAX, each row by itself. What stands in the inputs of an absent
+            modality is 0.
+        modalities: names of the inputs.
+        task: gives the records of a prediction.
+        corruptions: modality -> its evaluation corruptions, of different classes.
+        compiled: as in `make_grid_program`.
+
+    Raises:
+        FusionError: for two corruptions of one class on one modality.
+    """
+    names = tuple(sorted(modalities))
+    known = _corruption_names(names, corruptions)
+
+    def untouched(variables: PyTree, x: Array, here: Array, mask: Array) -> Array:
+        del variables, mask
+        return jnp.where(here.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+
+    def decide(variables: PyTree, inputs: dict[str, Array], met: "_Met") -> dict[str, Array]:
+        del variables
+        cleared = {
+            name: jnp.where(met.present[:, m].reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
+            for m, (name, x) in enumerate(sorted(inputs.items()))
+        }
+        return cast(dict, task.records(predict(cleared, met.present), met.batch.target))
+
+    return GridProgram(
+        encode={
+            name: compiled(
+                _corrupted_then(untouched, name, m, corruptions.get(name, ())), keep_rows=True
+            )
+            for m, name in enumerate(names)
+        },
+        decide=compiled(_cell_by_cell(decide, names)),
+        corruptions=known,
     )
 
 
 def encode_program(
     model: FusionModel, modality: str, corruptions: Sequence[Any]
-) -> Callable[..., tuple[Features, Array]]:
+) -> Callable[..., tuple[PyTree, Array]]:
     """The function that `GridProgram.encode` describes, not compiled."""
-    m = model.modalities.index(modality)
+
+    def encode(variables: PyTree, x: Array, here: Array, mask: Array) -> PyTree:
+        return model.apply(
+            variables, modality, x, here, mask, train=False, method="encode_modality"
+        )
+
+    return _corrupted_then(encode, modality, model.modalities.index(modality), corruptions)
+
+
+def decide_program(model: FusionModel, task: Any) -> Callable[..., dict[str, Array]]:
+    """The function that `GridProgram.decide` describes, not compiled."""
+
+    def decide(variables: PyTree, features: dict[str, PyTree], met: _Met) -> dict[str, Array]:
+        # Only a control that says so may see what no model in use can know.
+        known = getattr(model.scheduler, "reads_noise_level", False)
+        output = model.apply(
+            variables,
+            features,
+            met.present,
+            met.batch.mask,
+            train=False,
+            progress=met.progress,
+            noise_level=met.noise_level if known else None,
+            method="decide",
+        )
+        output = cast(ModelOutput, output)
+        return {
+            **task.records(output.prediction, met.batch.target),
+            "weights": output.fusion.weights,
+            **{f"signal/{name}": value for name, value in output.fusion.signals.items()},
+        }
+
+    return _cell_by_cell(decide, model.modalities)
+
+
+class _Met(NamedTuple):
+    """What the model meets in one cell, besides its features."""
+
+    batch: Batch
+    present: Bool[Array, "b m"]
+    noise_level: Float[Array, "b m"]
+    progress: Float[Array, ""]
+
+
+def _corrupted_then(
+    encode: Callable[..., PyTree], modality: str, m: int, corruptions: Sequence[Any]
+) -> Callable[..., tuple[PyTree, Array]]:
+    """A program that corrupts a modality in one of several ways, and encodes it."""
 
     def corrupted(corruption: Any) -> Callable[..., tuple[Array, Array]]:
         def function(
@@ -228,9 +220,9 @@ def encode_program(
 
         return function
 
-    def encode(
+    def program(
         variables: PyTree, batch: Batch, number: Array, severity: Array, drawn: Array, key: Array
-    ) -> tuple[Features, Float[Array, " b"]]:
+    ) -> tuple[PyTree, Float[Array, " b"]]:
         share = jax.vmap(jax.random.uniform)(
             example_keys(stream(key, "severity", modality), batch.example_id)
         )
@@ -246,18 +238,9 @@ def encode_program(
             key,
             (batch.donors or {}).get(modality),
         )
-        features = model.apply(
-            variables,
-            modality,
-            x,
-            batch.present[:, m],
-            batch.mask,
-            train=False,
-            method="encode_modality",
-        )
-        return cast(Features, features), level
+        return encode(variables, x, batch.present[:, m], batch.mask), level
 
-    return encode
+    return program
 
 
 def _untouched(
@@ -268,43 +251,40 @@ def _untouched(
     return x, jnp.zeros(severities.shape)
 
 
-def decide_program(model: FusionModel, task: Any) -> Callable[..., dict[str, Array]]:
-    """The function that `GridProgram.decide` describes, not compiled."""
+def _cell_by_cell(
+    decide: Callable[..., dict[str, Array]], modalities: Sequence[str]
+) -> Callable[..., dict[str, Array]]:
+    """A program that decides in many cells, one after the other: their memory is that of one."""
 
-    def decide(
+    def program(
         variables: PyTree,
-        encoded: dict[str, tuple[Features, Float[Array, " b"]]],
-        keep: Bool[Array, " m"],
+        encoded: dict[str, list[tuple[PyTree, Float[Array, " b"]]]],
+        which: Int[Array, "c m"],
+        keep: Bool[Array, "c m"],
         progress: Float[Array, ""],
         batch: Batch,
     ) -> dict[str, Array]:
-        features = {name: part[0] for name, part in encoded.items()}
-        present = batch.present & keep[None, :]
-        level = jnp.stack([encoded[name][1] for name in model.modalities], axis=-1)
-        noise_level = jnp.where(present, level, 0)
-        # Only a control that says so may see what no model in use can know.
-        known = getattr(model.scheduler, "reads_noise_level", False)
-        output = model.apply(
-            variables,
-            features,
-            present,
-            batch.mask,
-            train=False,
-            progress=progress,
-            noise_level=noise_level if known else None,
-            method="decide",
-        )
-        output = cast(ModelOutput, output)
-        return {
-            **task.records(output.prediction, batch.target),
-            "mask": batch.mask,
-            "weights": output.fusion.weights,
-            "noise_level": noise_level,
-            "present": present,
-            **{f"signal/{name}": value for name, value in output.fusion.signals.items()},
+        stacked = {
+            name: jax.tree.map(lambda *parts: jnp.stack(parts), *encoded[name])
+            for name in modalities
         }
 
-    return decide
+        def one_cell(cell: tuple[Array, Array]) -> dict[str, Array]:
+            numbers, kept = cell
+            met = {
+                name: jax.tree.map(lambda part, n=numbers[m]: part[n], stacked[name])
+                for m, name in enumerate(modalities)
+            }
+            features = {name: part[0] for name, part in met.items()}
+            present = batch.present & kept[None, :]
+            level = jnp.stack([met[name][1] for name in modalities], axis=-1)
+            level = jnp.where(present, level, 0)
+            found = decide(variables, features, _Met(batch, present, level, progress))
+            return {**found, "noise_level": level, "present": present}
+
+        return {**jax.lax.map(one_cell, (which, keep)), "mask": batch.mask}
+
+    return program
 
 
 def evaluate_grid(
@@ -316,8 +296,43 @@ def evaluate_grid(
     key: Array,
     progress: float = 1.0,
     place: Place = jax.device_put,
+    memory: int = FEATURE_MEMORY,
 ) -> list[CellRecords]:
-    """Run every cell on every batch.
+    """Run every cell on every batch and keep all records in memory; see `grid_chunks`.
+
+    Returns:
+        One CellRecords per cell.
+    """
+    chunks = list(
+        grid_chunks(
+            program,
+            variables,
+            batches,
+            cells=cells,
+            key=key,
+            progress=progress,
+            place=place,
+            memory=memory,
+        )
+    )
+    if not chunks or not cells:
+        raise FusionError("there is nothing to evaluate: give at least one cell and one example")
+    whole = {name: np.concatenate([part[name] for part in chunks], axis=1) for name in chunks[0]}
+    return [cell_records(whole, number) for number in range(len(cells))]
+
+
+def grid_chunks(
+    program: GridProgram,
+    variables: PyTree,
+    batches: Iterable[Batch],
+    *,
+    cells: Sequence[Cell],
+    key: Array,
+    progress: float = 1.0,
+    place: Place = jax.device_put,
+    memory: int = FEATURE_MEMORY,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Run every cell on every batch, batch by batch.
 
     Args:
         program: from `make_grid_program`.
@@ -327,38 +342,164 @@ def evaluate_grid(
         key: root of the evaluation noise. Not severity: curves over severity are paired.
         progress: training fraction at which the variables were saved.
         place: puts a batch on the devices.
+        memory: bytes of encoded conditions that a device may hold at once.
 
-    Returns:
-        One CellRecords per cell.
+    Yields:
+        For each batch, name -> [cells, rows, ...]; see `cell_records`.
+
+    Raises:
+        FusionError: for a cell that names what the program does not know.
     """
-    modalities = sorted(program.encode)
+    modalities = tuple(sorted(program.encode))
     _check_cells(program, cells)
-    # Not a set: its order differs from process to process, and all hosts must start the same
-    # programs in the same order.
-    wanted = dict.fromkeys((name, cell.condition(name)) for cell in cells for name in modalities)
-    parts: list[list[dict[str, np.ndarray]]] = [[] for _ in cells]
+    plan: list[_Tile] = []
     for batch in batches:
         placed = place(batch)
-        # All is dispatched before any result is fetched, so the device never waits for the host.
-        encoded = {
-            (name, condition): _settled(
-                program.encode[name](variables, placed, *_arguments(program, name, condition), key)
-            )
-            for name, condition in wanted
+
+        def encode(name: str, condition: Condition, placed: Batch = placed) -> PyTree:
+            arguments = _arguments(program, name, condition)
+            return _settled(program.encode[name](variables, placed, *arguments, key))
+
+        plan = plan or _plan(
+            cells, {name: _room(encode(name, CLEAN), memory, modalities) for name in modalities}
+        )
+        found = _Chunk(len(cells))
+        held: dict[tuple[str, tuple[Condition, ...]], list[PyTree]] = {}
+        for tile in plan:
+            wanted = {(name, tile.conditions[name]) for name in modalities}
+            held = {each: parts for each, parts in held.items() if each in wanted}
+            # In the order of names: all hosts must start the same programs in the same order.
+            for name in modalities:
+                if (name, tile.conditions[name]) not in held:
+                    held[name, tile.conditions[name]] = [
+                        encode(name, condition) for condition in tile.conditions[name]
+                    ]
+            encoded = {name: held[name, tile.conditions[name]] for name in modalities}
+            for call in tile.calls:
+                # The next call is under way before the results of the last are fetched.
+                found.add(
+                    call.cells,
+                    _settled(
+                        program.decide(
+                            variables, encoded, call.which, call.keep, np.float32(progress), placed
+                        )
+                    ),
+                )
+        yield found.whole()
+
+
+def cell_records(whole: Mapping[str, np.ndarray], number: int) -> CellRecords:
+    """The records of one cell, of all cells' records name -> [cells, N, ...]."""
+    parts = {name: value[number] for name, value in whole.items()}
+    level, present = parts.pop("noise_level"), parts.pop("present")
+    count = np.maximum(present.sum(axis=1, keepdims=True), 1)
+    weights = parts.pop("weights", present / count)
+    prefix = "signal/"
+    signals = {
+        name.removeprefix(prefix): parts.pop(name)
+        for name in sorted(parts)
+        if name.startswith(prefix)
+    }
+    return CellRecords(parts, weights, level, present, signals)
+
+
+class _Call(NamedTuple):
+    """Cells that are decided in one call: where they are, which conditions, what is kept."""
+
+    cells: list[int]
+    which: Int[np.ndarray, "c m"]
+    keep: Bool[np.ndarray, "c m"]
+
+
+class _Tile(NamedTuple):
+    """Cells whose conditions are held at once; every tile has the same number of conditions."""
+
+    conditions: dict[str, tuple[Condition, ...]]
+    calls: list[_Call]
+
+
+def _plan(cells: Sequence[Cell], room: Mapping[str, int]) -> list[_Tile]:
+    """How the cells are worked through, holding at most `room` conditions of each modality."""
+    modalities = tuple(sorted(room))
+    blocks: dict[str, list[tuple[Condition, ...]]] = {}
+    for name in modalities:
+        # Not a set: its order differs from process to process.
+        conditions = list(dict.fromkeys(cell.condition(name) for cell in cells))
+        size = _even(len(conditions), room[name])
+        filled = conditions + conditions[:1] * (-len(conditions) % size)
+        blocks[name] = [tuple(filled[i : i + size]) for i in range(0, len(filled), size)]
+    places = {
+        name: {
+            condition: (number, where)
+            for number, block in reversed(list(enumerate(blocks[name])))
+            for where, condition in reversed(list(enumerate(block)))
         }
-        results = []
-        for cell in cells:
-            met = {name: encoded[name, cell.condition(name)] for name in modalities}
-            keep = np.array([name not in cell.missing for name in modalities])
-            found = program.decide(variables, met, keep, np.float32(progress), placed)
-            results.append(_settled(found))
-        for part, result in zip(parts, jax.device_get(results), strict=True):
-            # The mask of the whole batch: this host may have loaded a part of it.
-            valid = result.pop("mask")
-            part.append({name: value[valid] for name, value in result.items()})
-    if not parts or not parts[0]:
-        raise FusionError("there is nothing to evaluate: give at least one cell and one example")
-    return [_join(part) for part in parts]
+        for name in modalities
+    }
+    grouped: dict[tuple[int, ...], list[int]] = {}
+    for index, cell in enumerate(cells):
+        tile = tuple(places[name][cell.condition(name)][0] for name in modalities)
+        grouped.setdefault(tile, []).append(index)
+    most = max((len(members) for members in grouped.values()), default=1)
+    per_call = _even(most, CELLS_PER_CALL)
+    tiles = []
+    for tile, members in sorted(grouped.items()):
+        calls = []
+        for start in range(0, len(members), per_call):
+            chosen = members[start : start + per_call]
+            padded = chosen + chosen[:1] * (per_call - len(chosen))
+            which = [
+                [places[name][cells[index].condition(name)][1] for name in modalities]
+                for index in padded
+            ]
+            keep = [[name not in cells[index].missing for name in modalities] for index in padded]
+            calls.append(_Call(chosen, np.array(which, np.int32), np.array(keep)))
+        held = {name: blocks[name][number] for name, number in zip(modalities, tile, strict=True)}
+        tiles.append(_Tile(held, calls))
+    return tiles
+
+
+def _even(count: int, most: int) -> int:
+    """The size of equal parts of at most `most`, so that little of the last is padding."""
+    return max(1, math.ceil(count / math.ceil(max(count, 1) / most)))
+
+
+def _room(encoded: PyTree, memory: int, modalities: Sequence[str]) -> int:
+    """How many conditions of a modality a device can hold, from what one of them takes."""
+    taken = sum(leaf.nbytes // len(leaf.sharding.device_set) for leaf in jax.tree.leaves(encoded))
+    return max(1, memory // (len(modalities) * max(taken, 1)))
+
+
+class _Chunk:
+    """The records of one batch, filled call by call; the device is one call ahead of the host."""
+
+    def __init__(self, num_cells: int):
+        self._num_cells = num_cells
+        self._whole: dict[str, np.ndarray] = {}
+        self._waiting: tuple[list[int], Any] | None = None
+
+    def add(self, cells: list[int], found: dict[str, Array]) -> None:
+        """Take the results of a call, and fetch those of the one before."""
+        self._fetch()
+        self._waiting = (cells, found)
+
+    def whole(self) -> dict[str, np.ndarray]:
+        """Name -> [cells, rows, ...], of the rows that are no padding."""
+        self._fetch()
+        return self._whole
+
+    def _fetch(self) -> None:
+        if self._waiting is None:
+            return
+        cells, found = self._waiting[0], jax.device_get(self._waiting[1])
+        # The mask of the whole batch: this host may have loaded a part of it.
+        valid = found.pop("mask")
+        for name, values in found.items():
+            kept = values[: len(cells)][:, valid]
+            if name not in self._whole:
+                self._whole[name] = np.empty((self._num_cells, *kept.shape[1:]), kept.dtype)
+            self._whole[name][cells] = kept
+        self._waiting = None
 
 
 def _settled(x: PyTree) -> PyTree:
@@ -368,6 +509,19 @@ def _settled(x: PyTree) -> PyTree:
     """
     several = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     return jax.block_until_ready(x) if several else x
+
+
+def _corruption_names(modalities: Sequence[str], corruptions: Corruptions) -> dict[str, list[str]]:
+    """Modality -> class names of its corruptions, which conditions are named after."""
+    names = {}
+    for modality in modalities:
+        names[modality] = [type(each).__name__ for each in corruptions.get(modality, ())]
+        if len(set(names[modality])) < len(names[modality]):
+            raise FusionError(
+                f"modality {modality!r} has the corruptions {names[modality]}: their classes must "
+                "differ, since tables are named after them"
+            )
+    return names
 
 
 def _check_cells(program: GridProgram, cells: Sequence[Cell]) -> None:
@@ -396,15 +550,3 @@ def _arguments(
     known = program.corruptions[modality]
     number = known.index(condition.corruption) + 1 if condition.corruption else 0
     return np.int32(number), np.float32(condition.severity), np.bool_(condition.drawn)
-
-
-def _join(parts: list[dict[str, np.ndarray]]) -> CellRecords:
-    """The records of all batches of one cell as one."""
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    weights, level, present = (whole.pop(name) for name in ("weights", "noise_level", "present"))
-    signals = {
-        name.removeprefix("signal/"): whole.pop(name)
-        for name in list(whole)
-        if name.startswith("signal/")
-    }
-    return CellRecords(whole, weights, level, present, signals)

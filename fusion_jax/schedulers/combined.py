@@ -19,8 +19,25 @@ SIGNALS: dict[str, type[nn.Module]] = {
 }
 
 
-def _default_signals() -> tuple[nn.Module, ...]:
-    return tuple(kind() for kind in SIGNALS.values())
+def combined_signals(*, noise: str = "corrected", without: str = "") -> tuple[nn.Module, ...]:
+    """The signals of the combined scheduler.
+
+    Args:
+        noise: mode of `PredictedNoise`: "corrected" reads encoders' features; "statistics" reads
+            statistics of images, sound and series, which carry on where encoders saturate under
+            noise beyond training.
+        without: one of `SIGNALS` to leave out, to measure what it is worth.
+
+    Raises:
+        FusionError: for another name.
+    """
+    if without and without not in SIGNALS:
+        raise FusionError(f"there is no signal {without!r}: choose one of {list(SIGNALS)}")
+    return tuple(
+        PredictedNoise(mode=noise) if kind is PredictedNoise else kind()
+        for name, kind in SIGNALS.items()
+        if name != without
+    )
 
 
 class CombinedScheduler(GatedScheduler):
@@ -30,7 +47,7 @@ class CombinedScheduler(GatedScheduler):
     modality still decides, agreement whether it stands against the others.
 
     Attributes:
-        signals: what the gate reads.
+        signals: what the gate reads, from `combined_signals`.
         gate: the network; see `fusion_jax.gate.Gate`.
 
     References:
@@ -38,7 +55,7 @@ class CombinedScheduler(GatedScheduler):
         2603.19681; their combination is ours.
     """
 
-    signals: tuple[nn.Module, ...] = dataclasses.field(default_factory=_default_signals)
+    signals: tuple[nn.Module, ...] = dataclasses.field(default_factory=combined_signals)
 
     @classmethod
     def example(cls) -> "CombinedScheduler":
@@ -47,18 +64,3 @@ class CombinedScheduler(GatedScheduler):
             signals=(Entropy(), Agreement(), PredictedNoise(hidden=4), Dependence()),
             gate=Gate(hidden=(8,), warmup=0.0, ramp=0.0),
         )
-
-
-def combined_without(signal: str) -> CombinedScheduler:
-    """The combined scheduler without one of its signals, to measure what the signal is worth.
-
-    Args:
-        signal: "entropy", "agreement", "predicted_noise" or "dependence".
-
-    Raises:
-        FusionError: for another one.
-    """
-    if signal not in SIGNALS:
-        raise FusionError(f"there is no signal {signal!r}: choose one of {list(SIGNALS)}")
-    rest = tuple(kind() for name, kind in SIGNALS.items() if name != signal)
-    return CombinedScheduler(signals=rest)

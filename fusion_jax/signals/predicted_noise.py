@@ -3,12 +3,15 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from fusion_jax.blocks.dropout import Dropout
+from fusion_jax.blocks.running_norm import RunningNorm
 from fusion_jax.errors import FusionError
 from fusion_jax.precision import at_least_float32
 from fusion_jax.types import Features, SchedulerInput, Signal
+
+MODES = ("corrected", "statistics", "official")
 
 
 class PredictedNoise(nn.Module):
@@ -21,11 +24,15 @@ class PredictedNoise(nn.Module):
     | mode | network | value | squared error of |
     |---|---|---|---|
     | "corrected" | Dense, GELU, Dense | rho = exp(max(., 0)) >= 1 | ., from log rho |
+    | "statistics" | Dense | as above | as above |
     | "official" | Dense, dropout 0.1, Dense | exp(. / 2) > 0 | exp(. / 2), from 1 + level |
 
     Attributes:
-        mode: one of the above. "official" reads the standard deviations of a probabilistic encoder:
-            the geometric mean over positions, where the released code takes the arithmetic one.
+        mode: one of the above. "statistics" reads no features but statistics of the input
+            (`fusion_jax.blocks.input_statistics`), normalised: encoders saturate under noise beyond
+            training, a linear map of these does not. "official" reads the standard deviations of a
+            probabilistic encoder: the geometric mean over positions, where the released code takes
+            the arithmetic one.
         hidden: width of the hidden layer (released: 256).
         loss_weight: factor of the squared error in `aux_loss` (released: 0.1).
 
@@ -44,21 +51,20 @@ class PredictedNoise(nn.Module):
         """Predict; `Signal.value` is [B, M], > 0.
 
         Raises:
-            FusionError: for another mode, or "official" without probabilistic encoders.
+            FusionError: for another mode, "official" without probabilistic encoders, or
+                "statistics" without those of the inputs.
         """
-        if self.mode not in ("corrected", "official"):
-            raise FusionError(f"mode is {self.mode!r}: choose 'corrected' or 'official'")
+        if self.mode not in MODES:
+            raise FusionError(f"mode is {self.mode!r}: choose one of {list(MODES)}")
         official = self.mode == "official"
         outputs = []
-        for name in inputs.modalities:
-            x = jax.lax.stop_gradient(noise_cues(inputs.features[name]))
-            if official and inputs.features[name].log_variance is None:
-                raise FusionError(
-                    "the official noise estimator reads Gaussian codes: set "
-                    f"encoders.{name}.probabilistic=True"
-                )
-            x = nn.Dense(self.hidden, name=f"hidden_{name}")(jnp.exp(x / 2) if official else x)
-            x = Dropout(0.1, name=f"dropout_{name}")(x, train=train) if official else nn.gelu(x)
+        for m, name in enumerate(inputs.modalities):
+            if self.mode == "statistics":
+                rows = inputs.mask & inputs.present[:, m]
+                x = self._statistics(inputs.features[name], name)
+                x = RunningNorm(name=f"norm_{name}")(x, rows, train=train)
+            else:
+                x = self._hidden(inputs.features[name], name, train=train)
             # Zero-initialised: every modality starts at the same scale, so weighting starts static.
             outputs.append(
                 nn.Dense(1, kernel_init=nn.initializers.zeros, name=f"scale_{name}")(x)[:, 0]
@@ -75,6 +81,34 @@ class PredictedNoise(nn.Module):
             distance = value - (1 + inputs.noise_level) if official else log_scale - target
             error = jnp.sum(jnp.where(inputs.present, distance**2, 0), axis=-1)
         return Signal(value=value, aux_loss=self.loss_weight * error)
+
+    @property
+    def reads_statistics(self) -> bool:
+        """Whether the model must measure `Features.statistics`."""
+        return self.mode == "statistics"
+
+    def _hidden(self, features: Features, name: str, *, train: bool) -> Float[Array, "b c"]:
+        """The hidden layer over an encoder's features."""
+        official = self.mode == "official"
+        x = jax.lax.stop_gradient(noise_cues(features))
+        if official and features.log_variance is None:
+            raise FusionError(
+                "the official noise estimator reads Gaussian codes: set "
+                f"encoders.{name}.probabilistic=True"
+            )
+        x = nn.Dense(self.hidden, name=f"hidden_{name}")(jnp.exp(x / 2) if official else x)
+        if official:
+            return Dropout(0.1, name=f"dropout_{name}")(x, train=train)
+        return nn.gelu(x)
+
+    def _statistics(self, features: Features, name: str) -> Float[Array, "b s"]:
+        """Statistics of the input of a modality."""
+        if features.statistics is None:
+            raise FusionError(
+                f"predicted noise reads statistics of the inputs, and the features of {name!r} "
+                "have none: give them `statistics=input_statistics(x)`, as FusionModel does"
+            )
+        return jax.lax.stop_gradient(features.statistics)
 
     @classmethod
     def example(cls) -> "PredictedNoise":

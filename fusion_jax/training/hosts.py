@@ -92,6 +92,12 @@ def lead_does(action: Callable[[], Any]) -> None:
         raise FusionError("process 0 cannot go on: see what it says")
 
 
+def wait_for_all(name: str) -> None:
+    """Return when all processes have come to the place of this name."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
 def should_stop(step: int, noted: bool) -> bool:
     """Whether all processes save and stop after this step, because one of them got SIGTERM.
 

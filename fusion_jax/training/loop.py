@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from fusion_jax.cells import Cell, robustness_cells
 from fusion_jax.config import Config
 from fusion_jax.data.loader import eval_batches, train_batches
 from fusion_jax.errors import FusionError, Stopped, first_line
-from fusion_jax.evaluation.grid import Cell, evaluate_grid, make_grid_program, robustness_cells
+from fusion_jax.evaluation.grid import evaluate_grid, make_grid_program
 from fusion_jax.rng import stream
 from fusion_jax.runs import (
     build_optimizer,

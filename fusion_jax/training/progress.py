@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from fusion_jax.errors import writing
 
+SECONDS_BETWEEN_LINES = 10.0
+
 
 class RunLog:
     """The log of one run (one seed).
@@ -98,6 +100,40 @@ class RunLog:
             return
         with writing(f"cannot write the log in {self.path.parent}"):
             self._events.close()
+
+
+class ExampleCount:
+    """How many examples are done and how long the rest will take: a bar, or a line now and then."""
+
+    def __init__(self, title: str, *, total: int, done: int = 0, silent: bool = False):
+        """Begin with `done` of `total` examples, done by an earlier process."""
+        self._title, self._silent, self._last = title, silent, time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=title,
+            unit="example",
+            dynamic_ncols=True,
+            disable=silent or not sys.stderr.isatty(),
+        )
+        self._done, self._first, self._total, self._start = done, done, total, self._last
+
+    def advance(self, examples: int) -> None:
+        """Count finished examples."""
+        self._done += examples
+        self._bar.update(examples)
+        now = time.monotonic()
+        if self._silent or not self._bar.disable or now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        rate = (self._done - self._first) / (now - self._start)
+        left = tqdm.format_interval((self._total - self._done) / rate)
+        line = f"{self._title}  {self._done}/{self._total} examples  {left} left"
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Close."""
+        self._bar.close()
 
 
 def flatten_metrics(
