@@ -2,18 +2,28 @@
 
 python eval.py --workdir=runs/av_digits
 
-Writes report.json and report.html into the folder of the run.
+Writes report.json and report.html into the folder of the run. With --thresholds the exit status is 1
+where a limit is not kept.
 """
+
+import sys
 
 from absl import flags
 
 from fusion_jax import cli
+from fusion_jax.cells import GRIDS
 from fusion_jax.evaluate import evaluate
 from fusion_jax.runs import load_config
+from fusion_jax.training import hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of a trained run")
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "split to evaluate on")
 ALLOW = flags.DEFINE_list("allow", [], "packages besides fusion_jax whose classes the run may name")
+GRID = flags.DEFINE_enum(
+    "grid", "standard", list(GRIDS), "joint: every condition of a modality with every other one's"
+)
+COMPARE = flags.DEFINE_string("compare", None, "folder of another run, evaluated on this split")
+THRESHOLDS = flags.DEFINE_string("thresholds", None, "TOML file of limits that the run must keep")
 flags.register_validator("workdir", bool, "give the folder of a trained run")
 
 
@@ -21,13 +31,28 @@ def main() -> None:
     """Evaluate as the flags say."""
     config, _, _ = load_config(WORKDIR.value, allow=ALLOW.value)
     cli.use_compilation_cache(config.compilation_cache)
-    report = evaluate(WORKDIR.value, split=SPLIT.value, allow=ALLOW.value)
+    report = evaluate(
+        WORKDIR.value,
+        split=SPLIT.value,
+        allow=ALLOW.value,
+        grid=GRID.value,
+        compare_with=COMPARE.value,
+        thresholds=THRESHOLDS.value,
+        silent=False,
+    )
+    if not hosts.is_lead():
+        return
     clean = [row for row in report["cells"] if not row["modality"] and not row["missing"]]
     accuracy = sum(row["accuracy"] for row in clean) / len(clean)
     print(
         f"clean accuracy {accuracy:.4f} on {report['data']['num_examples']} {SPLIT.value} examples"
     )
     print(f"report: {WORKDIR.value}/report.html")
+    failed = [check for check in report.get("thresholds", []) if not check["passed"]]
+    for check in failed:
+        print("FAILED {cell}: {metric} is {value}, limit: {limit}".format(**check))
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

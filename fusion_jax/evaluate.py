@@ -13,21 +13,32 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
 from fusion_jax.cells import CLEAN, Cell, Conditions, cell_label
-from fusion_jax.config import Config, to_tree, write_json
+from fusion_jax.config import Config, read_json, to_tree, write_json
 from fusion_jax.data.donors import donor_indices
 from fusion_jax.data.loader import eval_batches
 from fusion_jax.errors import FusionError, writing
+from fusion_jax.evaluation.comparison import compare, paired_correct
 from fusion_jax.evaluation.grid import (
     CellRecords,
     GridProgram,
     cell_records,
+    evaluate_grid,
     grid_chunks,
     make_function_grid_program,
     make_grid_program,
 )
-from fusion_jax.evaluation.intervals import bootstrap_weights, interval
+from fusion_jax.evaluation.intervals import (
+    between_seeds,
+    bootstrap_weights,
+    holm,
+    interval,
+    seed_interval,
+    seed_p_values,
+)
 from fusion_jax.evaluation.records import Records, RecordWriter
 from fusion_jax.evaluation.report import render_report
+from fusion_jax.evaluation.summary import summarise
+from fusion_jax.evaluation.thresholds import check_thresholds, read_thresholds
 from fusion_jax.metrics import separation
 from fusion_jax.rng import stream
 from fusion_jax.runs import (
@@ -44,7 +55,7 @@ from fusion_jax.training.checkpoints import digest
 from fusion_jax.training.parallel import DataParallel
 from fusion_jax.training.progress import ExampleCount
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def evaluate(
@@ -54,6 +65,8 @@ def evaluate(
     data: Any = None,
     allow: Sequence[str] = (),
     grid: str = "standard",
+    compare_with: str | Path | None = None,
+    thresholds: str | Path | None = None,
     silent: bool = True,
 ) -> dict[str, Any]:
     """Evaluate the best checkpoint of every seed of a run under noise and missing modalities.
@@ -70,16 +83,24 @@ def evaluate(
         grid: "standard" (each modality corrupted or missing, and all corrupted together), or
             "joint" (besides, every condition of each modality with every one of another, missing
             ones too).
+        compare_with: folder of another run that was evaluated on the same split; the report then
+            has the differences of each cell, paired by example and training seed.
+        thresholds: file of limits (`fusion_jax.evaluation.thresholds`); what the report's
+            "thresholds" holds says which of them it keeps.
         silent: say nothing about progress.
 
     Returns:
         The report as a dict, the content of `report.json`.
 
     Raises:
-        FusionError: for a folder that is not a trained run, or data that does not match it.
+        FusionError: for a folder that is not a trained run, data that does not match it, a run to
+            compare with that was not evaluated on the same examples, or limits that cannot be read.
     """
     workdir = Path(workdir)
     config, spec, run = load_config(workdir, allow=allow)
+    # Before the grid: a slip in a file must not cost an evaluation.
+    limits = read_thresholds(thresholds) if thresholds else []
+    other = _evaluated(Path(compare_with), split) if compare_with else None
     conditions = Conditions(
         config.recipe.corruptions,
         config.unseen,
@@ -105,22 +126,32 @@ def evaluate(
     )
     template = parallel.template(state_shapes(config, spec))
     seeds, steps = range(config.seed, config.seed + config.num_seeds), {}
-    found = []
+    found, calibration = [], []
     for index, seed in enumerate(seeds):
         state = restore_best(template, workdir, index)
         steps[str(seed)] = int(state.step)
-        found.append(
-            evaluator.records(
-                {"params": state.params, **state.collections},
-                seed_folder(workdir, index) / f"records_{split}",
-                progress=int(state.step) / config.num_steps,
-                facts={"config": to_tree(config), "step": int(state.step)},
-            )
-        )
-    facts = _run_facts(run) | {"trained_steps": steps}
-    return _write_report(
-        workdir, evaluator.report(found, seeds=list(seeds), run=facts, name=run["data"]["name"])
+        variables = {"params": state.params, **state.collections}
+        progress = int(state.step) / config.num_steps
+        folder = seed_folder(workdir, index) / f"records_{split}"
+        facts = {"config": to_tree(config), "step": int(state.step)}
+        found.append(evaluator.records(variables, folder, progress=progress, facts=facts))
+        if split == "test":
+            # Conformal sets are calibrated on examples that are not tested.
+            held_out = _source(config, data, "validation", spec)
+            calibration.append(evaluator.clean_nll(held_out, variables, progress))
+    report = evaluator.report(
+        found,
+        seeds=list(seeds),
+        run=_run_facts(run) | {"trained_steps": steps},
+        name=run["data"]["name"],
+        calibration=calibration,
     )
+    if other:
+        here = dict(zip(seeds, found, strict=True))
+        report["comparison"] = _comparison(report, here, other, evaluator.identity, spec)
+    if limits:
+        report["thresholds"] = check_thresholds(report, limits)
+    return _write_report(workdir, report)
 
 
 def evaluate_function(
@@ -263,8 +294,30 @@ class _Evaluator:
         hosts.wait_for_all(f"evaluated {folder}")
         return Records(folder)
 
+    def clean_nll(
+        self, source: Source, variables: PyTree, progress: float
+    ) -> Float[np.ndarray, " n"]:
+        """Negative log-likelihood of each example of another source, clean."""
+        donors = _donors(self.conditions.corruptions, source.spec, _identity(source))
+        [clean] = evaluate_grid(
+            self.program,
+            variables,
+            eval_batches(source, batch_size=self.batch_size, host=hosts.this_host(), donors=donors),
+            cells=[Cell()],
+            key=stream(jax.random.key(0), "evaluation", "validation"),
+            progress=progress,
+            place=self.parallel.place_rows,
+        )
+        return clean.records["nll"]
+
     def report(
-        self, found: Sequence[Records], *, seeds: list[int], run: Mapping[str, Any], name: str
+        self,
+        found: Sequence[Records],
+        *,
+        seeds: list[int],
+        run: Mapping[str, Any],
+        name: str,
+        calibration: Sequence[np.ndarray] = (),
     ) -> dict[str, Any]:
         """The content of report.json, from the records of every seed."""
         spec = self.source.spec
@@ -272,13 +325,24 @@ class _Evaluator:
             {cluster: self.identity[cluster] for cluster in spec.clusters}, num=len(self.source)
         )
         rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-        for seed, records in zip(seeds, found, strict=True):
-            whole = records.of_cells()
+        summaries = {}
+        for index, (seed, records) in enumerate(zip(seeds, found, strict=True)):
+            whole, all_rows = records.of_cells(), []
             clean = cell_records(whole, 0)
             for number, cell in enumerate(self.cells):
-                facts = {"seed": seed, **_condition_facts(self.conditions, cell)}
+                facts = {"cell": records.cells[number], "seed": seed}
+                facts |= _condition_facts(self.conditions, cell)
                 row = _row(self.task, spec, cell_records(whole, number), weights, clean=clean)
                 rows[cell.several].append(facts | row)
+                all_rows.append(facts | row)
+            summaries[str(seed)] = summarise(
+                all_rows,
+                records.cells,
+                whole,
+                modalities=spec.names,
+                num_classes=spec.num_classes,
+                calibration_nll=calibration[index] if calibration else None,
+            )
         return {
             "schema": SCHEMA,
             "run": dict(run),
@@ -291,6 +355,7 @@ class _Evaluator:
             },
             "training_severity": self.conditions.training_severity,
             "seeds": seeds,
+            "summary": summaries,
             "cells": rows[False],
             "joint": rows[True],
         }
@@ -306,6 +371,59 @@ class _Evaluator:
             "jax": jax.__version__,
             "backend": jax.default_backend(),
         }
+
+
+def _evaluated(workdir: Path, split: str) -> dict[str, Any]:
+    """The report of a run that was evaluated, with its records by training seed."""
+    report = read_json(workdir / "report.json")
+    if report.get("schema") != SCHEMA or report["data"]["split"] != split:
+        raise FusionError(
+            f"{workdir} was not evaluated on the {split} split by this version: run eval.py on it"
+        )
+    records = {
+        seed: Records(seed_folder(workdir, index) / f"records_{split}")
+        for index, seed in enumerate(report["seeds"])
+    }
+    return {"workdir": str(workdir), "report": report, "records": records}
+
+
+def _comparison(
+    report: Mapping[str, Any],
+    here: Mapping[int, Records],
+    other: Mapping[str, Any],
+    identity: Mapping[str, np.ndarray],
+    spec: DataSpec,
+) -> dict[str, Any]:
+    """This run against another one, cell by cell."""
+    cells, ours, theirs = paired_correct(here, other["records"])
+    differences = ours.astype(np.float32) - theirs
+    clusters = {name: identity[name] for name in spec.clusters}
+    weights = bootstrap_weights(clusters, num=ours.shape[2])
+    resampled = seed_p_values(list(differences), clusters, num=ours.shape[2])
+    several = ours.shape[1] > 1
+    p_values = [
+        max(p, between_seeds(each)) if several else p
+        for p, each in zip(resampled, differences, strict=True)
+    ]
+    families: dict[str, list[str]] = {}
+    known = set(cells)
+    for row in sorted(report["cells"], key=lambda row: row["severity"]):
+        name = f"{row['corruption']} on {row['modality']}"
+        if row["severity"] and row["cell"] in known and row["cell"] not in families.get(name, []):
+            families.setdefault(name, []).append(row["cell"])
+    return {
+        "workdir": other["workdir"],
+        "config": other["report"]["run"]["config"],
+        "seeds": [seed for seed in here if seed in other["records"]],
+        **compare(
+            cells,
+            ours,
+            theirs,
+            intervals=[seed_interval(each, weights) for each in differences],
+            p_values=holm(p_values),
+            families=families,
+        ),
+    }
 
 
 def _write_report(workdir: Path, report: dict[str, Any]) -> dict[str, Any]:
@@ -374,7 +492,7 @@ def _row(
         return dict(zip(spec.names, means, strict=True))
 
     return {
-        **task.compute(found.records),
+        **task.report(found.records),
         "accuracy_low": low,
         "accuracy_high": high,
         "weights": by_modality(found.weights),

@@ -25,14 +25,25 @@ def classification_records(
         target: Int[B] in [0, K).
 
     Returns:
-        "correct" (0 or 1), "confidence" (largest probability) and "nll" (natural log), each [B].
+        "correct" (0 or 1), "confidence" (largest probability), "nll" (natural log), "brier"
+        (squared distance of the probabilities from the truth, in [0, 2]), "predicted" and "target"
+        (classes), each [B].
+
+    References:
+        Brier, Verification of forecasts expressed in terms of probability, Monthly Weather Review
+        1950.
     """
     log_probabilities = jax.nn.log_softmax(at_least_float32(logits))
     chosen = jnp.take_along_axis(log_probabilities, target[:, None], axis=-1)[:, 0]
+    probabilities, predicted = jnp.exp(log_probabilities), jnp.argmax(logits, axis=-1)
+    truth = jax.nn.one_hot(target, logits.shape[-1], dtype=probabilities.dtype)
     return {
-        "correct": (jnp.argmax(logits, axis=-1) == target).astype(jnp.float32),
-        "confidence": jnp.exp(jnp.max(log_probabilities, axis=-1)),
+        "correct": (predicted == target).astype(jnp.float32),
+        "confidence": jnp.max(probabilities, axis=-1),
         "nll": -chosen,
+        "brier": jnp.sum((probabilities - truth) ** 2, axis=-1),
+        "predicted": predicted.astype(jnp.int32),
+        "target": target.astype(jnp.int32),
     }
 
 

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from fusion_jax.errors import FusionError
 
-SCHEMA = 1
+SCHEMA = 2
 
 # They keep the page under 1 MB for any grid; it says what it leaves out, report.json has it all.
 _MAX_ACCURACY_CHARTS = 8
@@ -193,7 +193,7 @@ def render_report(report: Mapping[str, Any]) -> str:
     """Render an evaluation report as one self-contained HTML page.
 
     Args:
-        report: what report.json holds: "schema" (1), "run", "data", "seeds" and "cells", one row
+        report: what report.json holds: "schema" (2), "run", "data", "seeds" and "cells", one row
             per cell and training seed; accuracy and ECE in [0, 1]. "training_severity" (optional,
             default 0.4) is the highest severity of training, 0 or None where all of it was clean.
             Rows of corruptions that training did not use have "unseen". "joint" is not shown.

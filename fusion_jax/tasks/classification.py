@@ -8,8 +8,10 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from fusion_jax.calibration import adaptive_calibration_error, aurc, failure_auroc
 from fusion_jax.metrics import classification_records, expected_calibration_error, weighted_mean
 from fusion_jax.precision import at_least_float32
+from fusion_jax.robustness import macro_f1
 from fusion_jax.types import Features
 
 
@@ -53,6 +55,24 @@ class Classification:
             "accuracy": weighted_mean(records["correct"]),
             "nll": weighted_mean(records["nll"]),
             "ece": expected_calibration_error(records["confidence"], records["correct"]),
+        }
+
+    def report(self, records: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+        """What `compute` gives and, for a report, more.
+
+        "brier", "macro_f1", "adaptive_ece", "failure_auroc" (confidence telling right from wrong;
+        None where all are right, or all wrong) and "aurc" (error rate over coverage).
+        """
+        confidence, correct = records["confidence"], records["correct"]
+        predicted, target = records["predicted"], records["target"]
+        classes = int(max(predicted.max(), target.max())) + 1
+        return {
+            **self.compute(records),
+            "brier": weighted_mean(records["brier"]),
+            "macro_f1": macro_f1(predicted, target, num_classes=classes),
+            "adaptive_ece": adaptive_calibration_error(confidence, correct),
+            "failure_auroc": failure_auroc(confidence, correct),
+            "aurc": aurc(confidence, correct),
         }
 
     @classmethod
