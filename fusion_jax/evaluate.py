@@ -332,7 +332,14 @@ class _Evaluator:
             for number, cell in enumerate(self.cells):
                 facts = {"cell": records.cells[number], "seed": seed}
                 facts |= _condition_facts(self.conditions, cell)
-                row = _row(self.task, spec, cell_records(whole, number), weights, clean=clean)
+                row = _row(
+                    self.task,
+                    spec,
+                    cell_records(whole, number),
+                    weights,
+                    clean=clean,
+                    target=self.identity["target"],
+                )
                 rows[cell.several].append(facts | row)
                 all_rows.append(facts | row)
             summaries[str(seed)] = summarise(
@@ -477,7 +484,13 @@ def _donors(
 
 
 def _row(
-    task: Any, spec: DataSpec, found: CellRecords, weights: np.ndarray, *, clean: CellRecords
+    task: Any,
+    spec: DataSpec,
+    found: CellRecords,
+    weights: np.ndarray,
+    *,
+    clean: CellRecords,
+    target: np.ndarray,
 ) -> dict[str, Any]:
     """The numbers of one row of the report; `clean` are the records without any corruption."""
     low, high = interval(found.records["correct"], weights)
@@ -492,7 +505,7 @@ def _row(
         return dict(zip(spec.names, means, strict=True))
 
     return {
-        **task.report(found.records),
+        **task.report(found.records, target),
         "accuracy_low": low,
         "accuracy_high": high,
         "weights": by_modality(found.weights),

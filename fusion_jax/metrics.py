@@ -26,8 +26,8 @@ def classification_records(
 
     Returns:
         "correct" (0 or 1), "confidence" (largest probability), "nll" (natural log), "brier"
-        (squared distance of the probabilities from the truth, in [0, 2]), "predicted" and "target"
-        (classes), each [B].
+        (squared distance of the probabilities from the truth, in [0, 2]) and "predicted" (the
+        class), each [B].
 
     References:
         Brier, Verification of forecasts expressed in terms of probability, Monthly Weather Review
@@ -43,7 +43,6 @@ def classification_records(
         "nll": -chosen,
         "brier": jnp.sum((probabilities - truth) ** 2, axis=-1),
         "predicted": predicted.astype(jnp.int32),
-        "target": target.astype(jnp.int32),
     }
 
 

@@ -57,7 +57,8 @@ def _corrupt_blocks(
     # reason.
     impl, numbers = jax.random.key_impl(keys), jax.random.key_data(keys)
     num_rows, shape = x.shape[0], x.shape[1:]
-    padding = -num_rows % BLOCK
+    # Two blocks at least: the compiler would take a loop over one apart and round otherwise.
+    padding = max(-num_rows % BLOCK, 2 * BLOCK - num_rows)
 
     # Rows are flat at the fences, so that arithmetic on flat rows is not folded back into an
     # innermost axis of few channels, which the compiler does not vectorise.

@@ -57,14 +57,16 @@ class Classification:
             "ece": expected_calibration_error(records["confidence"], records["correct"]),
         }
 
-    def report(self, records: Mapping[str, np.ndarray]) -> dict[str, float | None]:
+    def report(
+        self, records: Mapping[str, np.ndarray], target: Int[np.ndarray, " n"]
+    ) -> dict[str, float | None]:
         """What `compute` gives and, for a report, more.
 
         "brier", "macro_f1", "adaptive_ece", "failure_auroc" (confidence telling right from wrong;
         None where all are right, or all wrong) and "aurc" (error rate over coverage).
         """
         confidence, correct = records["confidence"], records["correct"]
-        predicted, target = records["predicted"], records["target"]
+        predicted = records["predicted"]
         classes = int(max(predicted.max(), target.max())) + 1
         return {
             **self.compute(records),
