@@ -2,8 +2,8 @@
 
 python eval.py --workdir=runs/av_digits
 
-Writes report.json and report.html into the folder of the run. With --thresholds the exit status is 1
-where a limit is not kept.
+Writes report.json and report.html into the folder of the run. With --thresholds the exit status
+is 1 where a limit is not kept.
 """
 
 import sys
@@ -12,13 +12,16 @@ from absl import flags
 
 from fusion_jax import cli
 from fusion_jax.cells import GRIDS
-from fusion_jax.evaluate import evaluate
+from fusion_jax.evaluate import CORRUPTIONS, describe_report, evaluate
 from fusion_jax.runs import load_config
 from fusion_jax.training import hosts
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of a trained run")
 SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "split to evaluate on")
 ALLOW = flags.DEFINE_list("allow", [], "packages besides fusion_jax whose classes the run may name")
+KINDS = flags.DEFINE_enum(
+    "corruptions", "config", list(CORRUPTIONS), "all: every corruption that fits the inputs"
+)
 GRID = flags.DEFINE_enum(
     "grid", "standard", list(GRIDS), "joint: every condition of a modality with every other one's"
 )
@@ -36,22 +39,15 @@ def main() -> None:
         split=SPLIT.value,
         allow=ALLOW.value,
         grid=GRID.value,
+        corruptions=KINDS.value,
         compare_with=COMPARE.value,
         thresholds=THRESHOLDS.value,
         silent=False,
     )
     if not hosts.is_lead():
         return
-    clean = [row for row in report["cells"] if not row["modality"] and not row["missing"]]
-    accuracy = sum(row["accuracy"] for row in clean) / len(clean)
-    print(
-        f"clean accuracy {accuracy:.4f} on {report['data']['num_examples']} {SPLIT.value} examples"
-    )
-    print(f"report: {WORKDIR.value}/report.html")
-    failed = [check for check in report.get("thresholds", []) if not check["passed"]]
-    for check in failed:
-        print("FAILED {cell}: {metric} is {value}, limit: {limit}".format(**check))
-    if failed:
+    print("\n".join(describe_report(report)), f"\nreport: {WORKDIR.value}/report.html", sep="")
+    if not all(check["passed"] for check in report.get("thresholds", [])):
         sys.exit(1)
 
 

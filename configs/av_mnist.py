@@ -142,8 +142,6 @@ def get_config(variant: str = "udml") -> Config:
     # The stem's quarter resolution: at full resolution a step would take 16 times as long.
     encoder = functools.partial(ResNetEncoder, width=32, stem="imagenet") if deep else CNNEncoder
     encoder = functools.partial(encoder, probabilistic=variant in PROBABILISTIC)
-    if variant.startswith(POOLED):
-        encoder = functools.partial(encoder, pooling=TransformerPooling())
     preprocess = {"audio": LogMel(), "image": Standardise(mean=MEAN, deviation=DEVIATION)}
     corruptions = {"audio": WhiteNoise(), "image": GaussianNoise(deviation=DEVIATION)}
     unseen = {
@@ -153,7 +151,13 @@ def get_config(variant: str = "udml") -> Config:
     return Config(
         model=FusionModel(
             preprocess={name: preprocess[name] for name in modalities},
-            encoders={name: encoder() for name in modalities},
+            encoders={
+                # Each modality has a reader of its own.
+                name: encoder(pooling=TransformerPooling())
+                if variant.startswith(POOLED)
+                else encoder()
+                for name in modalities
+            },
             scheduler=scheduler(),
             fusion=FUSION.get(variant, SumFusion)(),
             head=ClassificationHead(num_classes=10),

@@ -156,6 +156,7 @@ class Config:
                 raise FusionError(f"config.{name} is {getattr(self, name)}: it must be at least 1")
         if self.num_workers < 0 or self.data_timeout <= 0:
             raise FusionError("config.num_workers must be at least 0, config.data_timeout above 0")
+        _refuse_shared(self.model, "config.model", {})
         for name in ("noise_rate", "max_severity", "noise_start", "modality_dropout"):
             if not 0 <= getattr(self.recipe, name) <= 1:
                 raise FusionError(
@@ -191,6 +192,30 @@ class Config:
                     f"config.{name} names {sorted(unknown)[0]!r}; "
                     f"the model's modalities are {list(self.model.modalities)}"
                 )
+
+
+def _refuse_shared(value: Any, place: str, seen: dict[int, str]) -> None:
+    """Refuse one module object in two places.
+
+    Flax gives both places the same parameters, and a saved configuration cannot say so: the run
+    could not be read back.
+    """
+    if isinstance(value, dict):
+        parts = {f"{place}.{key}": item for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        parts = {f"{place}[{index}]": item for index, item in enumerate(value)}
+    elif isinstance(value, nn.Module):
+        if id(value) in seen:
+            raise FusionError(
+                f"{seen[id(value)]} and {place} are one {type(value).__name__} object, which would "
+                "share its parameters: make one for each"
+            )
+        seen[id(value)] = place
+        parts = {f"{place}.{name}": getattr(value, name) for name in _fields(type(value))}
+    else:
+        return
+    for name, item in parts.items():
+        _refuse_shared(item, name, seen)
 
 
 def to_tree(value: Any) -> Any:

@@ -36,10 +36,10 @@ from fusion_jax.evaluation.intervals import (
     seed_p_values,
 )
 from fusion_jax.evaluation.records import Records, RecordWriter
-from fusion_jax.evaluation.report import render_report
 from fusion_jax.evaluation.summary import summarise
 from fusion_jax.evaluation.thresholds import check_thresholds, read_thresholds
 from fusion_jax.metrics import separation
+from fusion_jax.report.page import render_report
 from fusion_jax.rng import stream
 from fusion_jax.runs import (
     describe_machine,
@@ -49,6 +49,7 @@ from fusion_jax.runs import (
     state_shapes,
 )
 from fusion_jax.sources import DataSpec, Source
+from fusion_jax.suites import further_corruptions
 from fusion_jax.tasks.classification import Classification
 from fusion_jax.training import hosts
 from fusion_jax.training.checkpoints import digest
@@ -56,6 +57,7 @@ from fusion_jax.training.parallel import DataParallel
 from fusion_jax.training.progress import ExampleCount
 
 SCHEMA = 2
+CORRUPTIONS = ("config", "all")
 
 
 def evaluate(
@@ -65,6 +67,7 @@ def evaluate(
     data: Any = None,
     allow: Sequence[str] = (),
     grid: str = "standard",
+    corruptions: str = "config",
     compare_with: str | Path | None = None,
     thresholds: str | Path | None = None,
     silent: bool = True,
@@ -83,6 +86,8 @@ def evaluate(
         grid: "standard" (each modality corrupted or missing, and all corrupted together), or
             "joint" (besides, every condition of each modality with every one of another, missing
             ones too).
+        corruptions: "config" (those that the configuration names) or "all" that fit the inputs
+            besides (`fusion_jax.suites`).
         compare_with: folder of another run that was evaluated on the same split; the report then
             has the differences of each cell, paired by example and training seed.
         thresholds: file of limits (`fusion_jax.evaluation.thresholds`); what the report's
@@ -101,30 +106,11 @@ def evaluate(
     # Before the grid: a slip in a file must not cost an evaluation.
     limits = read_thresholds(thresholds) if thresholds else []
     other = _evaluated(Path(compare_with), split) if compare_with else None
-    conditions = Conditions(
-        config.recipe.corruptions,
-        config.unseen,
-        tuple(config.evaluation_severities),
-        config.recipe.largest_severity(),
-    )
-    parallel = DataParallel()
-    evaluator = _Evaluator(
-        source=_source(config, data, split, spec),
-        conditions=conditions,
-        cells=conditions.cells(spec.names, grid),
-        task=config.task,
-        batch_size=config.eval_batch_size,
-        split=split,
-        parallel=parallel,
-        program=make_grid_program(
-            config.model,
-            config.task,
-            conditions.corruptions,
-            compiled=parallel.evaluation,
-        ),
-        silent=silent,
-    )
-    template = parallel.template(state_shapes(config, spec))
+    config = _with_corruptions(config, spec, corruptions)
+    evaluator = _run_evaluator(config, _source(config, data, split, spec), split, grid, silent)
+    template = evaluator.parallel.template(state_shapes(config, spec))
+    # Conformal sets are calibrated on examples that are not tested.
+    held_out = _source(config, data, "validation", spec) if split == "test" else None
     seeds, steps = range(config.seed, config.seed + config.num_seeds), {}
     found, calibration = [], []
     for index, seed in enumerate(seeds):
@@ -135,9 +121,7 @@ def evaluate(
         folder = seed_folder(workdir, index) / f"records_{split}"
         facts = {"config": to_tree(config), "step": int(state.step)}
         found.append(evaluator.records(variables, folder, progress=progress, facts=facts))
-        if split == "test":
-            # Conformal sets are calibrated on examples that are not tested.
-            held_out = _source(config, data, "validation", spec)
+        if held_out is not None:
             calibration.append(evaluator.clean_nll(held_out, variables, progress))
     report = evaluator.report(
         found,
@@ -152,6 +136,67 @@ def evaluate(
     if limits:
         report["thresholds"] = check_thresholds(report, limits)
     return _write_report(workdir, report)
+
+
+def _with_corruptions(config: Config, spec: DataSpec, corruptions: str) -> Config:
+    """The configuration, with every corruption that fits its inputs where that is asked for."""
+    if corruptions not in CORRUPTIONS:
+        raise FusionError(f"corruptions is {corruptions!r}: choose one of {list(CORRUPTIONS)}")
+    if corruptions == "config":
+        return config
+    known = config.evaluation_corruptions()
+    unseen = {
+        name: (
+            *config.unseen.get(name, ()),
+            *further_corruptions(
+                spec.modalities[name],
+                known.get(name, ()),
+                sample_rate=getattr(config.model.preprocess.get(name), "sample_rate", None),
+            ),
+        )
+        for name in spec.names
+    }
+    return dataclasses.replace(config, unseen=unseen)
+
+
+def _run_evaluator(
+    config: Config, source: Source, split: str, grid: str, silent: bool
+) -> "_Evaluator":
+    """The grid of a run's configuration."""
+    conditions = Conditions(
+        config.recipe.corruptions,
+        config.unseen,
+        tuple(config.evaluation_severities),
+        config.recipe.largest_severity(),
+    )
+    parallel = DataParallel()
+    return _Evaluator(
+        source=source,
+        conditions=conditions,
+        cells=conditions.cells(source.spec.names, grid),
+        task=config.task,
+        batch_size=config.eval_batch_size,
+        split=split,
+        parallel=parallel,
+        program=make_grid_program(
+            config.model, config.task, conditions.corruptions, compiled=parallel.evaluation
+        ),
+        silent=silent,
+    )
+
+
+def describe_report(report: Mapping[str, Any]) -> list[str]:
+    """What a terminal shows of a report: clean accuracy, and the limits that are not kept."""
+    clean = [row["accuracy"] for row in report["cells"] if row["cell"] == "clean"]
+    data = report["data"]
+    lines = [
+        f"clean accuracy {np.mean(clean):.4f} on {data['num_examples']} {data['split']} examples"
+    ]
+    failed = [check for check in report.get("thresholds", []) if not check["passed"]]
+    return lines + [
+        f"FAILED {check['cell']}: {check['metric']} is {check['value']}, limit: {check['limit']}"
+        for check in failed
+    ]
 
 
 def evaluate_function(

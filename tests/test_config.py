@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import fusion_jax
+from fusion_jax.blocks.attention import TransformerPooling
 from fusion_jax.config import Config, Recipe, first_difference, from_tree, to_tree
 from fusion_jax.data.arrays import ArrayData
+from fusion_jax.encoders.cnn import CNNEncoder
 from fusion_jax.errors import FusionError
 from fusion_jax.experiment_definition import Run
 from fusion_jax.runs import build_optimizer, load_config, record_run
@@ -207,3 +209,15 @@ def test_sgd_and_balancers_are_set_by_overrides(tmp_path):
     assert again.optimizer == config.optimizer and again.balancer == config.balancer
     with pytest.raises(FusionError, match=r"no field 'nesterov' here; there are clip_norm"):
         Run("run", str(path), ("optimizer.nesterov=True",)).build(0)
+
+
+def test_one_module_object_in_two_places_is_refused():
+    config = load("av_digits").get_config()
+    pooling = TransformerPooling()
+    for name in config.model.modalities:
+        config.model.encoders[name] = CNNEncoder(pooling=pooling)
+    message = r"encoders.audio.pooling and config.model.encoders.image.pooling are one Transformer"
+    with pytest.raises(FusionError, match=message):
+        config.check()
+    config.model.encoders["image"] = CNNEncoder(pooling=TransformerPooling())
+    config.check()

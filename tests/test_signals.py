@@ -9,6 +9,7 @@ import optax
 import pytest
 from scipy.stats import spearmanr
 
+from fusion_jax.blocks.input_statistics import input_statistics
 from fusion_jax.encoders.cnn import CNNEncoder
 from fusion_jax.encoders.mlp import MLPEncoder
 from fusion_jax.errors import FusionError
@@ -337,6 +338,55 @@ def test_predicted_noise_learns_the_level():
     assert np.median(value[~noisy]) == pytest.approx(1, abs=0.15)
     around = np.abs(level - np.sqrt(8)) < 0.5
     assert np.median(value[around]) == pytest.approx(3, rel=0.2)
+
+
+def test_predicted_noise_from_statistics_carries_on_beyond_training():
+    # Half of the examples at levels up to 3, as a recipe draws them; then levels up to 12.
+    signal, tx = PredictedNoise(mode="statistics"), optax.adam(1e-2)
+    generator = np.random.default_rng(0)
+    waves = np.sin(np.linspace(0, 9, 60))[:, None] * generator.uniform(0.5, 2, (256, 1, 1))
+
+    def inputs_at(level, seed):
+        noise = np.random.default_rng(seed).normal(size=waves.shape)
+        x = np.float32(waves + 0.3 * level[:, None, None] * noise)
+        features = {"m0": Features(np.zeros((256, 2)), statistics=input_statistics(x))}
+        return make_input(1, rows=256, features=features, noise_level=np.float32(level[:, None]))
+
+    trained = [
+        inputs_at(generator.uniform(0, 3, 256) * generator.integers(0, 2, 256), seed)
+        for seed in range(8)
+    ]
+
+    def step(carry, batch):
+        params, state, norm = carry
+
+        def loss(params):
+            variables = {"params": params, "scheduler": norm}
+            found, after = signal.apply(variables, batch, train=True, mutable=["scheduler"])
+            return found.aux_loss.mean(), after["scheduler"]
+
+        gradient, norm = jax.grad(loss, has_aux=True)(params)
+        updates, state = tx.update(gradient, state)
+        return (optax.apply_updates(params, updates), state, norm), None
+
+    @jax.jit
+    def fit(batches):
+        start = signal.init(jax.random.key(0), trained[0], train=False)
+        carry = (start["params"], tx.init(start["params"]), start["scheduler"])
+        (params, _, norm), _ = jax.lax.scan(step, carry, batches)
+        return {"params": params, "scheduler": norm}
+
+    variables = fit(jax.tree.map(lambda *x: jnp.stack(x), *(trained * 60)))
+    means = []
+    for level in (0, 1, 3, 6, 12):
+        given = inputs_at(np.full(256, float(level)), 100)
+        means.append(float(signal.apply(variables, given, train=False).value.mean()))
+    assert all(a < b for a, b in itertools.pairwise(means)), means
+    # Too little (four times the noise is told as 1.5 times it, measured), but it does not saturate.
+    assert means[4] > 1.3 * means[2] and means[3] > 1.1 * means[2]
+    with pytest.raises(FusionError, match="'m0' have none: give them `statistics="):
+        bare = make_input(1, rows=4, features={"m0": Features(np.zeros((4, 2)))})
+        signal.init(jax.random.key(0), bare, train=False)
 
 
 def test_noise_cues_are_log_variances_or_pooled_features_and_token_spread():

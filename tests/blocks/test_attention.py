@@ -7,7 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusion_jax.blocks.attention import MultiHeadAttention, TransformerBlock, attend
+from fusion_jax.blocks.attention import (
+    MultiHeadAttention,
+    TransformerBlock,
+    TransformerPooling,
+    attend,
+)
 from fusion_jax.errors import FusionError
 from fusion_jax.precision import compute_dtype
 from tests import reference
@@ -160,3 +165,31 @@ def test_wrong_fields_are_refused_in_one_line():
         MultiHeadAttention(heads=4).init(jax.random.key(0), draw(1, 2, 6), draw(1, 2, 6))
     with pytest.raises(FusionError, match="dtype is 'float16': it must be 'float32' or 'bfloat16'"):
         compute_dtype("float16", jnp.zeros(1))
+
+
+POOLING = TransformerPooling(depth=2, heads=HEADS, mlp_ratio=1)
+
+
+@functools.cache
+def pooling_params():
+    shapes = jax.eval_shape(POOLING.init, jax.random.key(0), draw(1, 2, WIDTH))
+    leaves, treedef = jax.tree.flatten(shapes)
+    return jax.tree.unflatten(treedef, [draw(*x.shape, seed=i) for i, x in enumerate(leaves)])
+
+
+def pooled(tokens, mask=None):
+    return np.asarray(POOLING.apply(pooling_params(), tokens, mask=mask))
+
+
+def test_pooling_reads_the_tokens_that_count_in_any_order():
+    tokens = draw(ROWS, KEYS, WIDTH)
+    whole = pooled(tokens, MASK)
+    assert whole.shape == (ROWS, WIDTH)
+    np.testing.assert_allclose(whole[1], pooled(tokens[1:2, :3])[0], atol=1e-5)
+    np.testing.assert_allclose(whole[0], pooled(tokens[:1, ::-1])[0], atol=1e-5)
+    junk = np.where(MASK[..., None], tokens, 1e3).astype(np.float32)
+    np.testing.assert_array_equal(pooled(junk, MASK), whole)
+    # Without a token it is what the CLS token alone gives; a token that counts changes it.
+    assert np.abs(whole[0] - whole[3]).max() > 0.1
+    with pytest.raises(FusionError, match="4 heads do not divide the width 6"):
+        TransformerPooling(heads=4).init(jax.random.key(0), tokens)

@@ -19,7 +19,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from imagecorruptions import corrupt
 
 # The published names.
 NAMES = (
@@ -69,6 +68,9 @@ def statistics(before: np.ndarray, after: np.ndarray) -> list[float]:
 
 
 def main() -> None:
+    # Here, so that the file can be imported without the package.
+    from imagecorruptions import corrupt
+
     warnings.simplefilter("ignore")
     given = pictures()
     found = {"inputs": np.stack([given.mean(axis=(1, 2, 3)), given.std(axis=(1, 2, 3))])}
