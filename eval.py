@@ -42,6 +42,7 @@ def main() -> None:
         corruptions=KINDS.value,
         compare_with=COMPARE.value,
         thresholds=THRESHOLDS.value,
+        pictures=True,
         silent=False,
     )
     if not hosts.is_lead():

@@ -48,6 +48,7 @@ from fusion_jax.runs import (
     seed_folder,
     state_shapes,
 )
+from fusion_jax.shown_examples import worst_examples
 from fusion_jax.sources import DataSpec, Source
 from fusion_jax.suites import further_corruptions
 from fusion_jax.tasks.classification import Classification
@@ -70,6 +71,7 @@ def evaluate(
     corruptions: str = "config",
     compare_with: str | Path | None = None,
     thresholds: str | Path | None = None,
+    pictures: bool = False,
     silent: bool = True,
 ) -> dict[str, Any]:
     """Evaluate the best checkpoint of every seed of a run under noise and missing modalities.
@@ -92,6 +94,8 @@ def evaluate(
             has the differences of each cell, paired by example and training seed.
         thresholds: file of limits (`fusion_jax.evaluation.thresholds`); what the report's
             "thresholds" holds says which of them it keeps.
+        pictures: put examples of the ten worst cells into the report, as pictures of what the model
+            was given.
         silent: say nothing about progress.
 
     Returns:
@@ -133,6 +137,13 @@ def evaluate(
     if other:
         here = dict(zip(seeds, found, strict=True))
         report["comparison"] = _comparison(report, here, other, evaluator.identity, spec)
+    if pictures:
+        rates = {
+            name: module.sample_rate
+            for name, module in config.model.preprocess.items()
+            if hasattr(module, "sample_rate")
+        }
+        report["examples"] = evaluator.worst_examples(found, rates)
     if limits:
         report["thresholds"] = check_thresholds(report, limits)
     return _write_report(workdir, report)
@@ -288,6 +299,7 @@ class _Evaluator:
 
     def __post_init__(self) -> None:
         self.parallel.check(eval_batch_size=self.batch_size)
+        self.key = stream(jax.random.key(0), "evaluation", self.split)
         self.identity = _identity(self.source)
         self.donors = _donors(self.conditions.corruptions, self.source.spec, self.identity)
 
@@ -320,7 +332,7 @@ class _Evaluator:
                 donors=self.donors,
             ),
             cells=self.cells,
-            key=stream(jax.random.key(0), "evaluation", self.split),
+            key=self.key,
             progress=progress,
             place=self.parallel.place_rows,
         )
@@ -411,6 +423,20 @@ class _Evaluator:
             "cells": rows[False],
             "joint": rows[True],
         }
+
+    def worst_examples(
+        self, found: Sequence[Records], sample_rates: Mapping[str, int]
+    ) -> list[dict[str, Any]]:
+        """Examples of the ten worst cells with pictures."""
+        return worst_examples(
+            self.cells,
+            found,
+            self.source,
+            self.conditions,
+            donors=self.donors,
+            key=self.key,
+            sample_rates=sample_rates,
+        )
 
     def _facts(self, variables: PyTree) -> dict[str, Any]:
         """What unfinished records must be of, for an evaluation to go on with them."""

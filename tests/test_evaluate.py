@@ -1,5 +1,6 @@
 """Evaluation of a trained run: exact counts, paired noise, files that say what was measured."""
 
+import base64
 import dataclasses
 import json
 
@@ -7,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from fusion_jax.cells import Cell, Condition, cell_label, joint_cells, robustness_cells
+from fusion_jax.cells import Cell, Condition, Conditions, cell_label, joint_cells, robustness_cells
 from fusion_jax.config import Config, Recipe
 from fusion_jax.corruptions.batch import corrupt_batch
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
@@ -19,7 +20,7 @@ from fusion_jax.data.donors import donor_indices
 from fusion_jax.data.loader import eval_batches
 from fusion_jax.encoders.mlp import MLPEncoder
 from fusion_jax.errors import FusionError
-from fusion_jax.evaluate import evaluate
+from fusion_jax.evaluate import describe_report, evaluate
 from fusion_jax.evaluation.grid import evaluate_grid, make_grid_program
 from fusion_jax.evaluation.records import Records
 from fusion_jax.fusion.sum import SumFusion
@@ -27,6 +28,7 @@ from fusion_jax.models import FusionModel
 from fusion_jax.rng import example_keys, stream
 from fusion_jax.runs import load_config, restore_best, state_shapes
 from fusion_jax.schedulers.udml import UDMLScheduler
+from fusion_jax.shown_examples import given_input, worst_examples
 from fusion_jax.sources import ArraySource
 from fusion_jax.tasks.classification import Classification, ClassificationHead
 from fusion_jax.training.loop import train
@@ -399,3 +401,105 @@ def test_robustness_cells_cover_every_missing_pattern_once():
     # Of 2^3 subsets, neither the empty one nor all three.
     assert missing == {("a",), ("b",), ("c",), ("a", "b"), ("a", "c"), ("b", "c")}
     assert len(cells) == 9
+
+
+def test_examples_of_the_worst_cells_show_what_the_model_was_given(run):
+    workdir, data, config, _ = run
+    _, spec, _ = load_config(workdir)
+    records = [Records(workdir / f"seed_{index}" / "records_test") for index in (0, 1)]
+    conditions = Conditions(config.recipe.corruptions, config.unseen, (0.5, 1.0), 0.4)
+    cells, source = conditions.cells(spec.names), data.source("test")
+    whole = source[np.arange(NUM_TEST)]
+    donors = donor_indices(
+        whole["example_id"], whole["target"], whole["present"][:, 1], name="right"
+    )
+    key = stream(jax.random.key(0), "evaluation", "test")
+    shown = worst_examples(
+        cells,
+        records,
+        source,
+        conditions,
+        donors={"right": donors},
+        key=key,
+        sample_rates={},
+        count=4,
+    )
+    means = np.mean([each["correct"].mean(axis=1) for each in records], axis=0)
+    assert [records[0].cell(each["cell"]) for each in shown] == list(
+        np.argsort(means, kind="stable")[:4]
+    )
+    state = restore_best(state_shapes(config, spec), workdir, 0)
+    variables = {"params": state.params, **state.collections}
+    for each in shown:
+        index = int(np.flatnonzero(whole["example_id"] == each["example_id"])[0])
+        cell = cells[records[0].cell(each["cell"])]
+        assert each["predicted"] != each["target"] == whole["target"][index]
+        record = source[np.array([index])]
+        inputs = {
+            name: given_input(
+                record["inputs"][name],
+                cell.condition(name),
+                conditions.corruptions[name],
+                name=name,
+                example_id=record["example_id"],
+                donor=source[donors[[index]]]["inputs"][name],
+                key=key,
+            )
+            for name in spec.names
+        }
+        keep = np.array([name not in cell.missing for name in spec.names])
+        output = config.model.apply(variables, inputs, record["present"] & keep, train=False)
+        assert int(np.argmax(output.prediction[0])) == each["predicted"]
+        here = {name for m, name in enumerate(spec.names) if (record["present"][0] & keep)[m]}
+        assert set(each["pictures"]) == here
+        for address in each["pictures"].values():
+            assert base64.b64decode(address.removeprefix("data:image/png;base64,"))[1:4] == b"PNG"
+
+
+def test_a_report_has_summaries_and_can_have_limits_and_a_comparison(run, tmp_path):
+    workdir, data, _, report = run
+    limits = tmp_path / "limits.toml"
+    limits.write_text('[[threshold]]\ncells = ["clean"]\nmetric = "accuracy"\nmin = 0.999')
+    again = evaluate(workdir, data=data, compare_with=workdir, thresholds=limits, pictures=True)
+    assert again["cells"] == report["cells"] and again["summary"] == report["summary"]
+    assert [check["passed"] for check in again["thresholds"]] == [False]
+    assert any(line.startswith("FAILED clean: accuracy is") for line in describe_report(again))
+    # A run against itself: nothing differs, and nothing is real.
+    rows = again["comparison"]["cells"].values()
+    assert {(row["difference"], row["real"]) for row in rows} == {(0.0, False)}
+    assert again["comparison"]["mean_corruption_error"] == pytest.approx(100)
+    assert len(again["examples"]) == 7
+    summary = report["summary"]["0"]
+    rows = [row for row in report["cells"] if row["seed"] == 0]
+    clean = next(row for row in rows if row["cell"] == "clean")
+    assert sum(summary["shapley"].values()) == pytest.approx(clean["accuracy"] - 1 / 3)
+    worst = min(
+        [*rows, *(r for r in report["joint"] if r["seed"] == 0)], key=lambda r: r["accuracy"]
+    )
+    assert summary["worst_accuracy"] == worst["accuracy"]
+    without = next(row for row in rows if row["cell"] == "missing/left")
+    rate = 1 - without["accuracy"] / clean["accuracy"]
+    assert summary["change_rate"]["left"] == pytest.approx(rate)
+    assert sum(summary["reliability"]["clean"]["examples"]) == NUM_TEST
+    assert 0 <= summary["conformal"]["worst"] <= summary["conformal"]["clean"] <= 1
+
+
+def test_all_corruptions_that_fit_can_be_asked_for(run):
+    workdir, data, _, report = run
+    wide = evaluate(workdir, data=data, corruptions="all")
+    kinds = {row["corruption"] for row in wide["cells"]}
+    assert kinds > {row["corruption"] for row in report["cells"]}
+    assert {"Scaling", "MissingColumns", "ImpulseNoise"} <= kinds
+    with pytest.raises(FusionError, match="corruptions is 'some': choose one of"):
+        evaluate(workdir, data=data, corruptions="some")
+    # The module's other tests read the records of the plain evaluation.
+    assert evaluate(workdir, data=data) == report
+
+
+def test_a_run_that_was_not_evaluated_cannot_be_compared_with(run, tmp_path):
+    workdir, data, _, report = run
+    with pytest.raises(FusionError, match=r"report\.json is missing"):
+        evaluate(workdir, data=data, compare_with=tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps(report | {"schema": 1}))
+    with pytest.raises(FusionError, match="was not evaluated on the test split by this version"):
+        evaluate(workdir, data=data, compare_with=tmp_path)

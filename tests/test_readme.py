@@ -27,7 +27,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
 CODE = [text for kind, text in BLOCKS if kind == "python"]
-PREDICT, UDML, MA_AFS, LINEN, NNX, OWN = CODE
+PREDICT, FUNCTION, UDML, MA_AFS, LINEN, NNX, OWN = CODE
 # The full audio-visual MNIST run takes a quarter of an hour a seed: here its length alone is cut.
 SHORTER = {
     "train.py --config=configs/av_mnist.py": "--config.num_steps=60 --config.eval_every=30 "
@@ -40,7 +40,7 @@ SHORTER = {
 
 
 def test_readme_has_what_is_tested():
-    assert len(COMMANDS) == 8
+    assert len(COMMANDS) == 9
     for text in CODE:
         ast.parse(text)
 
@@ -93,6 +93,8 @@ def test_readme_runs_as_written(copy, real_data):
     (copy / "predict.py").write_text(PREDICT)
     printed = run("python predict.py", copy)
     assert re.search(r"\[\[0\. +1\.\]\]", printed), printed
+    (copy / "function.py").write_text(FUNCTION + '\nprint(report["cells"][0]["accuracy"])\n')
+    assert float(run("python function.py", copy).strip().splitlines()[-1]) > 0.6
     own = OWN + "\nfrom fusion_jax.evaluate import evaluate\n"
     own += 'report = evaluate("runs/mine", data=data)\nprint(report["cells"][0]["accuracy"])\n'
     (copy / "own.py").write_text(own)

@@ -1,5 +1,6 @@
 """Tests of the HTML report: what the page says must be what the numbers say."""
 
+import base64
 import copy
 import html.parser
 import itertools
@@ -12,37 +13,92 @@ import numpy as np
 import pytest
 
 from fusion_jax.errors import FusionError
-from fusion_jax.evaluation.report import render_report
+from fusion_jax.evaluation.pictures import picture
+from fusion_jax.report.page import render_report
+from fusion_jax.report.panels import pooled_reliability
+from fusion_jax.report.reading import read
 
 DASH = "\u2013"
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 SEVERITIES = (0.2, 0.4, 0.7, 1.0)
 
 
+def strength(severity):
+    return f"SNR {30 - 40 * severity:.0f} dB"
+
+
 def make_row(*, seed, modalities, corruption="none", modality=None, severity=0.0, missing=()):
     """One row of a plausible grid: corrupted or missing inputs cost accuracy and weight."""
-    index = modalities.index(modality) if modality else 0
-    loss = 0.5 * severity / (1 + index) + sum(0.3 / (2 + modalities.index(m)) for m in missing)
-    accuracy = 0.96 - loss + 0.004 * seed
-    raw = {
-        m: 0.0 if m in missing else math.exp(-severity) if m == modality else 1.0
-        for m in modalities
-    }
-    strength = None if corruption == "none" else f"SNR {30 - 40 * severity:.0f} dB"
+    label = "missing/" + "+".join(missing) if missing else "clean"
     return {
+        "cell": f"{corruption}/{modality}/{severity:g}" if modality else label,
         "corruption": corruption,
         "modality": modality,
         "severity": severity,
-        "strength": strength,
+        "strength": strength(severity) if modality else None,
+        "unseen": False,
         "missing": list(missing),
+    } | make_numbers(seed, modalities, {modality: severity} if modality else {}, missing)
+
+
+def make_joint_row(*, seed, modalities, severities, missing=(), corruption="noise", drawn=False):
+    """A row of several inputs: as evaluate.py writes it."""
+    parts = [f"{name}/{severity:g}" for name, severity in severities.items()]
+    parts += [f"missing/{name}" for name in missing]
+    limit = max(severities.values())
+    return {
+        "cell": f"mixed/{limit:g}" if drawn else "joint/" + "+".join(parts),
+        "corruption": "mixed" if drawn else "joint",
+        "corruptions": dict.fromkeys(severities, corruption),
+        "severities": dict(severities),
+        "strength": ", ".join(strength(severity) for severity in severities.values()),
+        "missing": list(missing),
+    } | make_numbers(seed, modalities, severities, missing)
+
+
+def make_numbers(seed, modalities, severities, missing):
+    """Metrics and weights: losses add up."""
+    loss = sum(0.5 * s / (1 + modalities.index(m)) for m, s in severities.items())
+    loss += sum(0.3 / (2 + modalities.index(m)) for m in missing)
+    accuracy = max(0.96 - loss, 0.1) + 0.004 * seed
+    raw = {m: 0.0 if m in missing else math.exp(-severities.get(m, 0.0)) for m in modalities}
+    return {
         "seed": seed,
         "accuracy": accuracy,
         "accuracy_low": accuracy - 0.021,
         "accuracy_high": accuracy + 0.019,
         "nll": 0.05 + 2 * loss + 0.004 * seed,
         "ece": 0.011 + 0.2 * loss + 0.002 * seed,
+        "brier": 0.1 + loss,
+        "macro_f1": accuracy - 0.01,
+        "adaptive_ece": 0.012 + 0.2 * loss,
+        "failure_auroc": 0.95 - 0.4 * loss + 0.002 * seed,
+        "aurc": 0.01 + loss / 2,
         "weights": {m: w / sum(raw.values()) for m, w in raw.items()},
         "signals": {},
+        "separation": {},
+    }
+
+
+def make_summary(seed, modalities):
+    """What evaluate.py says of one seed as a whole, for two or more modalities."""
+    curve = {"coverage": [0.1, 0.5, 1.0], "risk": [0.0, 0.01, 0.04]}
+    bins = {"examples": [0, 10, 290], "confidence": [None, 0.5, 0.9]}
+    several = len(modalities) > 1
+    return {
+        "mean_accuracy": 0.8,
+        "worst_cell": f"noise/{modalities[0]}/1",
+        "worst_accuracy": 0.46,
+        "change_rate": {m: 0.1 + 0.02 * seed for m in modalities} if several else None,
+        "shapley": {m: 0.4 + 0.02 * seed for m in modalities} if several else None,
+        "weight_spearman": {m: -0.5 - 0.1 * seed for m in modalities} if several else None,
+        "signal_spearman": {"PredictedNoise": {m: 0.7 for m in modalities}} if several else {},
+        "reliability": {
+            "clean": {**bins, "accuracy": [None, 0.6, 0.96]},
+            "worst": {**bins, "accuracy": [None, 0.3, 0.5]},
+        },
+        "risk_coverage": {"clean": curve, "worst": {**curve, "risk": [0.3, 0.4, 0.54]}},
+        "conformal": {"level": 0.9, "clean": 0.91 + 0.01 * seed, "worst": 0.6},
     }
 
 
@@ -59,7 +115,7 @@ def make_report(*, modalities=("audio", "image"), seeds=(0, 1, 2), corruptions=(
         for severity in SEVERITIES
     ]
     return {
-        "schema": 1,
+        "schema": 2,
         "run": {
             "config": "configs/av_digits.py",
             "overrides": ["--config.num_steps=100"],
@@ -77,6 +133,8 @@ def make_report(*, modalities=("audio", "image"), seeds=(0, 1, 2), corruptions=(
             "modalities": list(modalities),
         },
         "seeds": list(seeds),
+        "summary": {str(seed): make_summary(seed, modalities) for seed in seeds},
+        "joint": [],
         "cells": [
             make_row(seed=seed, modalities=modalities, **condition)
             for seed in seeds
@@ -85,12 +143,85 @@ def make_report(*, modalities=("audio", "image"), seeds=(0, 1, 2), corruptions=(
     }
 
 
+def with_joint(report, *, missing=True):
+    """Add the joint grid of two modalities, or all at once for more, and two mixed cells."""
+    modalities = tuple(report["data"]["modalities"])
+    together = (
+        itertools.product(SEVERITIES, repeat=2)
+        if len(modalities) == 2
+        else [(severity,) * len(modalities) for severity in SEVERITIES]
+    )
+    conditions = [{"severities": dict(zip(modalities, s, strict=True))} for s in together]
+    conditions += [
+        {"severities": dict.fromkeys(modalities, limit), "drawn": True} for limit in (0.4, 1.0)
+    ]
+    if missing:
+        conditions += [
+            {"severities": {name: severity}, "missing": (other,)}
+            for name, other in itertools.permutations(modalities, 2)
+            for severity in SEVERITIES
+        ]
+    report["joint"] = [
+        make_joint_row(seed=seed, modalities=modalities, **condition)
+        for seed in report["seeds"]
+        for condition in conditions
+    ]
+    return report
+
+
+def with_comparison(report, differences):
+    """Compare with a run whose accuracy is lower by `differences` (label -> (points, real))."""
+    means = {}
+    for row in [*report["cells"], *report["joint"]]:
+        means.setdefault(row["cell"], []).append(row["accuracy"])
+    cells = {}
+    for label, values in means.items():
+        amount, real = differences.get(label, (0.0, False))
+        mean = sum(values) / len(values)
+        cells[label] = {
+            "accuracy": mean,
+            "other": mean - amount / 100,
+            "difference": amount / 100,
+            "low": amount / 100 - 0.01,
+            "high": amount / 100 + 0.01,
+            "p": 0.003 if real else 0.6,
+            "real": real,
+        }
+    report["comparison"] = {
+        "workdir": "runs/b",
+        "config": "configs/b.py",
+        "seeds": report["seeds"],
+        "cells": cells,
+        "mean_corruption_error": 91.25,
+        "relative_corruption_error": None,
+        "effective_robustness": 0.013,
+    }
+    return report
+
+
+def with_misalignment(report, *, accuracy, auroc):
+    """Add the misalignment of every modality; `auroc` None for a model without agreement."""
+    for seed in report["seeds"]:
+        for name in report["data"]["modalities"]:
+            row = make_row(
+                seed=seed,
+                modalities=tuple(report["data"]["modalities"]),
+                corruption="Misalignment",
+                modality=name,
+                severity=1.0,
+            )
+            told = {} if auroc is None else {"Agreement": {name: auroc}}
+            facts = {"unseen": True, "accuracy": accuracy, "strength": "100 % replaced"}
+            report["cells"].append({**row, **facts, "separation": told})
+    return report
+
+
 class Page(html.parser.HTMLParser):
     """Parse a page strictly: tags must balance; keep attributes, tables and text per section."""
 
     def __init__(self, text):
         super().__init__()
-        self.stack, self.attributes, self.tables, self.text = [], [], [], {}
+        self.stack, self.attributes, self.tables, self.text = [], [], {}, {}
         self.section = ""
         self.feed(text)
         self.close()
@@ -101,13 +232,13 @@ class Page(html.parser.HTMLParser):
         if tag == "section":
             self.section = dict(attrs)["id"]
         if tag == "table":
-            self.tables.append([])
+            self.tables.setdefault(self.section, []).append([])
         if tag == "tr":
-            self.tables[-1].append([])
+            self.tables[self.section][-1].append([])
         if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
+            self.tables[self.section][-1][-1].append("")
         if tag == "small":
-            self.tables[-1][-1][-1] += "|"
+            self.tables[self.section][-1][-1][-1] += "|"
         if tag not in VOID:
             self.stack.append(tag)
 
@@ -121,7 +252,7 @@ class Page(html.parser.HTMLParser):
         data = data.replace("\u00a0", " ")
         self.text[self.section] = self.text.get(self.section, "") + data
         if self.stack and any(tag in ("td", "th") for tag in self.stack):
-            self.tables[-1][-1][-1] += data
+            self.tables[self.section][-1][-1][-1] += data
 
     def words(self, section):
         """Return the text of a section with single spaces."""
@@ -143,12 +274,19 @@ def change(report, *, where, **values):
     return report
 
 
+def section(text, name):
+    """Cut one section out of a page."""
+    start = text.index(f'<section id="{name}"')
+    return text[start : text.index("</section>", start)]
+
+
 def polylines(text, colour, *, thick):
     """Find the lines of one colour and width; points in SVG units, legend samples left out."""
-    style = f"fill: none; stroke: {colour.lower()}; stroke-width: {thick};"
+    stroke = f"stroke: {colour.lower()}; stroke-width: {thick}"
+    style = re.compile(rf"fill: none; (?:stroke-dash[^;]*; )*{re.escape(stroke)}[;\"]")
     found = []
     for path in re.findall(r"<path [^>]*>", text):
-        if style in path and "clip-path" in path:
+        if style.search(path) and "clip-path" in path:
             pairs = re.findall(r"[ML] ([\d.-]+) ([\d.-]+)", re.search(r' d="([^"]*)"', path)[1])
             found.append(np.array(pairs, float))
     return found
@@ -168,8 +306,11 @@ def test_report_is_one_well_formed_page(modalities, seeds):
         "verdict",
         "clean",
         "corrupted",
+        "joint",
         "missing",
+        "knowledge",
         "weights",
+        "worst",
         "cells",
         "made",
         "glossary",
@@ -182,7 +323,7 @@ def test_report_is_one_well_formed_page(modalities, seeds):
 @pytest.mark.parametrize("modalities", [("audio",), ("audio", "image", "text")], ids=len)
 def test_table_of_cells_equals_the_rows(modalities, seeds):
     report = make_report(modalities=modalities, seeds=seeds)
-    table = Page(render_report(report)).tables[1]
+    [table] = Page(render_report(report)).tables["cells"]
     groups = {}
     for row in report["cells"]:
         key = (
@@ -219,13 +360,15 @@ def test_table_of_cells_equals_the_rows(modalities, seeds):
             "0.0" if abs(points) < 0.05 else f"{points:+.1f}",
             expect([row["nll"] for row in rows], ".3f"),
             expect([row["ece"] for row in rows], ".3f"),
+            expect([row["failure_auroc"] for row in rows], ".3f"),
             *[expect([row["weights"][m] for row in rows], ".2f") for m in modalities],
+            rows[0]["cell"],
         ]
 
 
 def test_clean_table_has_each_seed_and_the_mean():
     report = make_report(seeds=(4, 9))
-    table = Page(render_report(report)).tables[0]
+    [table] = Page(render_report(report)).tables["clean"]
     # make_row: accuracy 0.96 + 0.004 seed, interval -0.021 and +0.019; nll 0.05 + 0.004 seed.
     assert [line[0] for line in table[1:]] == ["4", "9", "mean"]
     assert [line[1] for line in table[1:]] == [
@@ -238,7 +381,7 @@ def test_clean_table_has_each_seed_and_the_mean():
 
 def test_accuracy_lines_lie_where_the_numbers_are():
     report = make_report(seeds=(0,))
-    text = render_report(report)
+    text = section(render_report(report), "corrupted")
     for colour, modality in (("#0072B2", "audio"), ("#D55E00", "image")):
         (points,) = polylines(text, colour, thick=2)
         rows = [r for r in report["cells"] if r["modality"] == modality or not r["missing"]]
@@ -254,9 +397,8 @@ def test_accuracy_lines_lie_where_the_numbers_are():
 
 def test_weight_panels_draw_the_corrupted_modality_thick():
     report = make_report(seeds=(0,))
-    text = render_report(report)
-    section = text[text.index('id="weights"') : text.index('id="cells"')]
-    (audio,) = polylines(section, "#0072B2", thick=3.2)
+    text = section(render_report(report), "weights")
+    (audio,) = polylines(text, "#0072B2", thick=3.2)
     weights = [
         r["weights"]["audio"]
         for r in report["cells"]
@@ -273,9 +415,9 @@ def clean(report):
 
 
 def test_bars_show_each_missing_pattern_all_present_first():
-    words = Page(render_report(make_report(modalities=("a", "b", "c"), seeds=(0,)))).words(
-        "missing"
-    )
+    report = make_report(modalities=("a", "b", "c"), seeds=(0,))
+    report["summary"] = {}
+    words = Page(render_report(report)).words("missing")
     # 0.96 less 0.3 / 2, 0.3 / 3 and 0.3 / 4 for a, b and c.
     values = re.findall(r"\d+\.\d %", words)
     assert values == ["96.0 %", "81.0 %", "86.0 %", "88.5 %", "71.0 %", "73.5 %", "78.5 %"]
@@ -367,18 +509,14 @@ def test_verdict_names_the_missing_input_where_that_costs_more():
 def test_verdict_names_a_combined_fault_where_that_costs_most():
     report = make_report()
     for seed in report["seeds"]:
-        row = make_row(
+        row = make_joint_row(
             seed=seed,
             modalities=("audio", "image"),
-            corruption="noise",
-            modality="audio",
-            severity=1.0,
+            severities={"audio": 1.0},
             missing=("image",),
         )
-        report["cells"].append({**row, "accuracy": 0.1})
-    start = (
-        "The largest loss comes from a corrupted and a missing input together: with noise on audio"
-    )
+        report["joint"].append({**row, "accuracy": 0.1})
+    start = "The largest loss comes from several inputs at once: with noise on audio"
     text = verdict(report)
     assert start in text
     assert "without image, accuracy is 86.4 points lower, at 10.0 %" in text
@@ -462,7 +600,7 @@ def test_empty_weights_are_said_not_drawn(weights):
     assert "The report holds no fusion weights" in page.words("weights")
     assert "cannot say whether they follow the noise" in page.words("verdict")
     assert "falls" not in page.words("verdict")
-    assert not any("weight" in name for name in page.tables[1][0])
+    assert not any("weight" in name for name in page.tables["cells"][0][0])
 
 
 def test_one_modality_has_no_weights_to_compare():
@@ -483,7 +621,7 @@ def test_one_seed_says_what_its_interval_is():
 def test_missing_numbers_are_dashes():
     report = change(make_report(), where=lambda r: r["severity"] == 1.0, nll=None, ece=math.nan)
     text = render_report(report)
-    lines = [line for line in Page(text).tables[1] if line[2] == "1"]
+    lines = [line for line in Page(text).tables["cells"][0] if line[2] == "1"]
     assert lines and all(line[7:9] == [DASH, DASH] for line in lines)
     assert "nan" not in " ".join(Page(text).words(s) for s in ("verdict", "clean", "cells"))
 
@@ -527,7 +665,7 @@ def test_large_grid_stays_under_a_megabyte_and_says_what_it_leaves_out():
     assert "23 more patterns are in report.json" in page.words("missing")
     assert "132 more are in the last table" in page.words("weights")
     assert "The first 500 of 639 cells" in page.words("cells")
-    assert len(page.tables[1]) == 501
+    assert len(page.tables["cells"][0]) == 501
 
 
 def test_report_json_gives_the_same_page():
@@ -535,7 +673,7 @@ def test_report_json_gives_the_same_page():
     text = render_report(json.loads(json.dumps(report)))
     assert text == render_report(report)
     report["cells"].reverse()
-    assert Page(render_report(report)).tables[1] == Page(text).tables[1]
+    assert Page(render_report(report)).tables["cells"] == Page(text).tables["cells"]
 
 
 def test_rendering_leaves_report_and_matplotlib_alone():
@@ -552,7 +690,7 @@ def test_rendering_leaves_report_and_matplotlib_alone():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda r: r.update(schema=2), "schema 2"),
+        (lambda r: r.update(schema=1), "schema 1"),
         (lambda r: r["cells"].pop(), r"rows for training seeds \[0, 1\]"),
         (lambda r: r["cells"].append(r["cells"][0]), r"rows for training seeds \[0, 0, 1, 2\]"),
         (lambda r: r.update(cells=[c for c in r["cells"] if c["missing"]]), "no clean cell"),
@@ -565,3 +703,363 @@ def test_report_that_cannot_be_averaged_is_refused(damage, message):
     damage(report)
     with pytest.raises(FusionError, match=message):
         render_report(report)
+
+
+def fields(text):
+    """Fields of the heat map: label -> (text, background)."""
+    pattern = r'<td style="background: (#\w+); color: #\w+" title="([^"]*)">(.*?)</td>'
+    return {name: (shown, colour) for colour, name, shown in re.findall(pattern, text)}
+
+
+def test_heat_map_has_every_joint_cell_and_lower_is_darker():
+    report = with_joint(make_report())
+    page_text = render_report(report)
+    found = fields(page_text)
+    means = {}
+    for row in [*report["cells"], *report["joint"]]:
+        if row["corruption"] != "mixed":
+            means.setdefault(row["cell"], []).append(100 * row["accuracy"])
+    means = {label: sum(values) / len(values) for label, values in means.items()}
+    shown = {label: text for label, (text, _) in found.items() if label}
+    assert shown == {label: f"{mean:.1f}" for label, mean in means.items()}
+    # Both missing is the one empty field of six by six.
+    assert len(re.findall("<td style=", page_text)) == 36 and found[""][0] == ""
+
+    def brightness(label):
+        return sum(int(found[label][1][i : i + 2], 16) for i in (1, 3, 5))
+
+    ranked = sorted(means, key=means.get)
+    assert brightness(ranked[0]) < brightness(ranked[len(ranked) // 2]) < brightness("clean")
+    table = Page(page_text).tables["joint"][0]
+    assert table[1] == ["severity of noise on audio", "clean", "0.2", "0.4", "0.7", "1", "missing"]
+    assert [line[0] for line in table[2:]] == ["clean", "0.2", "0.4", "0.7", "1", "missing"]
+    assert table[4][3] == shown["joint/audio/0.4+image/0.4"]
+
+
+def test_heat_map_has_no_empty_row_where_nothing_is_missing_beside_noise():
+    page = Page(render_report(with_joint(make_report(), missing=False)))
+    assert "missing" not in page.tables["joint"][0][1]
+    assert "--grid=joint adds them" in page.words("joint")
+
+
+def test_heat_map_leaves_out_other_corruptions():
+    report = with_joint(make_report())
+    for seed in report["seeds"]:
+        row = make_joint_row(
+            seed=seed,
+            modalities=("audio", "image"),
+            severities={"audio": 0.4, "image": 0.4},
+            corruption="Fog",
+        )
+        report["joint"].append({**row, "cell": "joint/Fog/audio/0.4+Fog/image/0.4"})
+    text = render_report(report)
+    assert "joint/Fog/audio/0.4+Fog/image/0.4" not in fields(text)
+    [table] = Page(text).tables["cells"]
+    assert ["Fog +Fog", "audio +image", "0.4 +0.4"] in [line[:3] for line in table]
+
+
+def test_mixed_cells_and_joint_cells_of_three_modalities_are_a_table():
+    report = with_joint(make_report(modalities=("a", "b", "c")), missing=False)
+    page = Page(render_report(report))
+    [table] = page.tables["joint"]
+    assert [line[0] for line in table[1:3]] == [
+        "with severities that differ between examples, from 0 to 0.4",
+        "with severities that differ between examples, from 0 to 1 (beyond training)",
+    ]
+    # 0.96 less 0.5 x severity x (1 + 1/2 + 1/3), at least 0.1; and 0.004 on average.
+    assert [line[1].split("|")[0] for line in table[3:]] == ["10.4 %", "32.2 %", "59.7 %", "78.1 %"]
+    assert "noise on a at severity 1, noise on b at severity 1 and noise on c" in table[3][0]
+
+
+def test_no_joint_cells_is_said():
+    words = Page(render_report(make_report())).words("joint")
+    assert "no cells where several inputs get worse at once" in words
+
+
+def test_contributions_are_those_of_the_summary():
+    [table] = Page(render_report(make_report())).tables["missing"]
+    # Seeds 0, 1, 2: 0.4 and 0.1, each 0.02 more per seed.
+    row = [f"42.0 %|40.0{DASH}44.0 %", f"12.0 %|10.0{DASH}14.0 %"]
+    assert table[1:] == [["audio", *row], ["image", *row]]
+    assert "missing" not in Page(render_report(make_report(modalities=("audio",)))).tables
+
+
+def test_correlations_are_those_of_the_summary():
+    report = make_report()
+    [table] = Page(render_report(report)).tables["weights"]
+    assert table == [
+        ["modality", "fusion weight", "PredictedNoise"],
+        ["audio", "-0.60|-0.70 to -0.50", f"0.70|0.70{DASH}0.70"],
+        ["image", "-0.60|-0.70 to -0.50", f"0.70|0.70{DASH}0.70"],
+    ]
+    for facts in report["summary"].values():
+        facts["weight_spearman"] = {"audio": None, "image": None}
+    assert Page(render_report(report)).tables["weights"][0][1][1] == DASH
+
+
+def test_knowledge_table_is_clean_beside_worst():
+    page = Page(render_report(make_report()))
+    [table] = page.tables["knowledge"]
+    shown = {line[0]: [value.split("|")[0] for value in line[1:3]] for line in table[1:]}
+    # Losses 0 and 0.5; means over three seeds.
+    assert shown["failure AUROC"] == ["0.952", "0.752"]
+    assert shown["ECE"] == ["0.013", "0.113"]
+    assert shown["Brier score"] == ["0.100", "0.600"]
+    assert shown["AURC"] == ["0.010", "0.260"]
+    assert shown["conformal coverage"] == ["92.0 %", "60.0 %"]
+    assert "noise/audio/1" in page.words("knowledge")
+
+
+def test_reliability_points_lie_where_the_numbers_are():
+    text = section(render_report(make_report(seeds=(0,))), "knowledge")
+    (risk,) = polylines(text, "#0072B2", thick=2)
+    curve = make_summary(0, ("audio", "image"))["risk_coverage"]["clean"]
+    x, y = np.array(curve["coverage"]), np.array(curve["risk"])
+    for data, drawn in ((x, risk[:, 0]), (y, risk[:, 1])):
+        slope, offset = np.polyfit(data, drawn, 1)
+        np.testing.assert_allclose(slope * data + offset, drawn, atol=0.02)
+
+
+def test_reliability_pools_the_seeds_by_examples():
+    report = make_report(seeds=(0, 1))
+    for seed, examples in (("0", [0, 30, 10]), ("1", [0, 10, 30])):
+        part = report["summary"][seed]["reliability"]["clean"]
+        part["examples"] = examples
+        part["accuracy"] = [None, float(seed), 0.5]
+    bins = pooled_reliability(read(report), "clean")
+    # 30 of 40 examples have accuracy 0 and 10 have 1.
+    assert bins == [
+        pytest.approx((1 / 3, 0.5, 0.25, 0.5)),
+        pytest.approx((2 / 3, 0.9, 0.5, 0.5)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("auroc", "words"),
+    [
+        (0.85, "confidence still tells right from wrong answers: failure AUROC 0.85"),
+        (0.7, "confidence tells right from wrong answers only in part: failure AUROC 0.70"),
+        (0.5, "confidence hardly tells right from wrong answers: failure AUROC 0.50"),
+        (0.2, "confidence misleads, wrong answers being the surer ones: failure AUROC 0.20"),
+    ],
+)
+def test_verdict_says_whether_confidence_tells_right_from_wrong(auroc, words):
+    worst = {"where": lambda r: r["modality"] == "audio" and r["severity"] == 1.0}
+    text = verdict(change(make_report(), failure_auroc=auroc, **worst))
+    assert "In the worst of all 11 cells, with noise on audio at severity 1" in text
+    assert f"{words} against 0.95 with clean input" in text
+
+
+def test_verdict_says_whether_conformal_sets_keep_their_promise():
+    report = make_report()
+    text = verdict(report)
+    assert "hold the right class 90.0 % of the time hold it 92.0 % of the time with clean" in text
+    assert "60.0 % in the worst cell, so there the promise breaks" in text
+    for facts in report["summary"].values():
+        facts["conformal"]["worst"] = 0.88
+    assert "88.0 % in the worst cell, so there the promise is kept" in verdict(report)
+    report["summary"]["1"]["conformal"] = None
+    assert "hold the right class" not in verdict(report)
+
+
+def test_misalignment_is_no_noise_and_has_its_own_sentence():
+    text = verdict(with_misalignment(make_report(), accuracy=0.3, auroc=0.91))
+    # Clean is 96.4 %.
+    assert "With audio 100 % replaced, accuracy is 66.4 points lower, at 30.0 %" in text
+    assert "its agreement signal tells such inputs from matching ones (AUROC 0.91" in text
+    assert "falls in every seed in 2 of 2 cases" in text
+    assert "with noise on audio at severity 1 (SNR -10 dB, beyond training), accuracy is" in text
+    assert "46.4 % in the worst cell where every input belongs to its example (30.0 %" in text
+    assert "leaving misaligned inputs aside, the worst is with noise on audio" in text
+
+
+@pytest.mark.parametrize(
+    ("auroc", "words"),
+    [(0.7, "in part tells"), (0.5, "cannot tell"), (None, "the model has no agreement signal")],
+)
+def test_mismatch_sentence_follows_the_separation(auroc, words):
+    assert words in verdict(with_misalignment(make_report(), accuracy=0.3, auroc=auroc))
+
+
+def test_without_misalignment_nothing_is_said_of_it():
+    assert "not match" not in verdict(make_report())
+
+
+@pytest.mark.parametrize(
+    ("differences", "words"),
+    [
+        ({}, ["no difference is real", "no reason to prefer either"]),
+        (
+            {"noise/audio/1": (5.0, False)},
+            ["no difference is real (the largest, +5.0 points, has p = 0.60)"],
+        ),
+        (
+            {"noise/audio/1": (5.0, True), "clean": (1.0, True)},
+            [
+                "2 of 11 differences are real: this run is better in 2 and worse in 0",
+                "Its largest real gain is +5.0 points, with noise on audio at severity 1",
+                "(46.4 % against 41.4 %; 95 % interval +4.0 to +6.0)",
+                "With clean input it is 1.0 points higher (real)",
+                "Ship this run: it is better in 2 cells and worse in none.",
+            ],
+        ),
+        (
+            {"missing/audio": (-4.0, True)},
+            [
+                "Its largest real loss is -4.0 points, without audio",
+                "Ship runs/b: it is better in 1 cell and worse in none.",
+            ],
+        ),
+        (
+            {"noise/audio/1": (5.0, True), "missing/audio": (-4.0, True)},
+            [
+                "Neither is better everywhere: ship this run if all cells matter alike",
+                "and runs/b if what matters most is a missing input (1 cell against 0)",
+            ],
+        ),
+    ],
+    ids=["same", "not_real", "better", "worse", "both"],
+)
+def test_verdict_says_which_run_to_ship(differences, words):
+    text = verdict(with_comparison(make_report(), differences))
+    assert "Against runs/b, over the 11 cells and 3 training seeds that both have" in text
+    for part in words:
+        assert part in text
+
+
+def test_the_other_run_is_drawn_beside_this_one():
+    report = with_comparison(make_report(), {"noise/audio/1": (5.0, True)})
+    text = section(render_report(report), "corrupted")
+    lines = polylines(text, "#0072B2", thick=1.3)
+    [other] = [points for points in lines if len(points) == 5]
+    cells = report["comparison"]["cells"]
+    labels = ["clean", *(f"noise/audio/{severity:g}" for severity in SEVERITIES)]
+    y = np.array([cells[label]["other"] for label in labels])
+    slope, offset = np.polyfit(y, other[:, 1], 1)
+    assert slope < 0
+    np.testing.assert_allclose(slope * y + offset, other[:, 1], atol=0.02)
+    assert "audio, other run" in text and "runs/b" in text
+    assert "other run" not in section(render_report(make_report()), "corrupted")
+
+
+def test_comparison_tables_are_the_numbers():
+    differences = {"noise/audio/1": (5.0, True), "missing/audio": (-4.0, True)}
+    report = with_comparison(with_joint(make_report()), differences)
+    report["comparison"]["cells"]["joint/audio/0.4+image/0.4"].update(difference=0.021, real=True)
+    text = render_report(report)
+    page = Page(text)
+    kinds, largest = page.tables["comparison"]
+    shown = {line[0]: line[1:] for line in kinds[1:]}
+    assert shown["noise on audio"][3:] == ["+1.2", "1", "0"]  # 5 points over 4 severities
+    assert shown["a missing input"][3:] == ["-2.0", "0", "1"]
+    assert [line[3] for line in largest[1:]] == ["+5.0", "+2.1", "-4.0"]
+    assert largest[1][1:] == ["46.4 %", "41.4 %", "+5.0", "+4.0 to +6.0", "0.003"]
+    assert fields(text)["joint/audio/0.4+image/0.4"][0].endswith("<small>+2.1</small>")
+    words = page.words("comparison")
+    assert "Mean corruption error: 91.2" in words and "Effective robustness: +1.3 points" in words
+    assert "Relative corruption error: not known" in words
+    column = {line[-1]: line[7] for line in page.tables["cells"][0]}
+    assert column["noise/audio/1"] == "+5.0 real" and column["clean"] == "0.0"
+
+
+def test_limits_are_passed_or_failed():
+    check = {"cell": "clean", "metric": "accuracy", "value": 0.964, "limit": "min 0.9"}
+    report = make_report() | {"thresholds": [{**check, "passed": True}]}
+    page = Page(render_report(report))
+    assert page.tables["limits"][0][1] == ["passed", "clean", "accuracy", "0.964", "min 0.9"]
+    assert "The one limit is kept." in page.words("verdict")
+    report["thresholds"].append({**check, "cell": "noise/audio/1", "value": None, "passed": False})
+    page = Page(render_report(report))
+    assert page.tables["limits"][0][1] == ["FAILED", "noise/audio/1", "accuracy", DASH, "min 0.9"]
+    words = page.words("verdict")
+    assert "FAILED: 1 of 2 limits is not kept, among them accuracy of noise/audio/1" in words
+    assert "limits" not in Page(render_report(make_report())).text
+
+
+def test_ten_worst_cells_lowest_first():
+    report = with_joint(make_report())
+    [table] = Page(render_report(report)).tables["worst"]
+    assert len(table) == 11
+    shown = [float(line[1].split()[0]) for line in table[1:]]
+    means = {}
+    for row in [*report["cells"], *report["joint"]]:
+        means.setdefault(row["cell"], []).append(row["accuracy"])
+    lowest = sorted(100 * sum(values) / len(values) for values in means.values())[:10]
+    assert shown == [pytest.approx(value, abs=0.051) for value in lowest]
+
+
+def test_worst_cells_without_misalignment_are_listed_too():
+    page = Page(render_report(with_misalignment(make_report(), accuracy=0.3, auroc=0.9)))
+    first, second = page.tables["worst"]
+    assert "Misalignment" in first[1][0]
+    assert not any("Misalignment" in line[0] for line in second)
+
+
+def png(seed=0, side=96):
+    pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    return "data:image/png;base64," + base64.b64encode(picture(pixels)).decode()
+
+
+def test_examples_are_shown_with_their_pictures():
+    example = {
+        "cell": "noise/audio/1",
+        "example_id": 17,
+        "pictures": {"audio": png(1), "image": png(2)},
+        "target": 3,
+        "predicted": 8,
+    }
+    text = render_report(make_report() | {"examples": [example]})
+    page = Page(text)
+    sources = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    assert sources == [png(1), png(2)]
+    assert "Example 17: is 3, taken for 8; with noise on audio" in page.words("worst")
+    assert ("img", "alt", "audio of example 17") in page.attributes
+    assert "img-src data:" in text
+
+
+@pytest.mark.parametrize("bad", ["https://a.b/c.png", 'data:image/svg+xml,<svg onload="a"/>', ""])
+def test_pictures_that_are_no_png_are_refused(bad):
+    example = {
+        "cell": "clean",
+        "example_id": 1,
+        "pictures": {"audio": bad},
+        "target": 0,
+        "predicted": 1,
+    }
+    with pytest.raises(FusionError, match="no PNG"):
+        render_report(make_report() | {"examples": [example]})
+
+
+def test_a_thousand_cells_with_ten_examples_stay_under_five_megabytes():
+    report = with_joint(make_report(corruptions=[f"corruption_{i}" for i in range(120)]))
+    report["examples"] = [
+        {
+            "cell": "clean",
+            "example_id": i,
+            "pictures": {"audio": png(i, 128), "image": png(i, 128)},
+            "target": 0,
+            "predicted": 1,
+        }
+        for i in range(10)
+    ]
+    report = with_comparison(report, {"clean": (1.0, True)})
+    text = render_report(report)
+    assert len(read(report).all_cells) > 980
+    assert len(text.encode()) < 5_000_000
+    Page(text)
+
+
+def test_table_of_corruptions_is_sorted_by_harm():
+    report = make_report(corruptions=("mild", "noise"))
+    for row in report["cells"]:
+        if row["corruption"] == "mild":
+            row["accuracy"] = 0.9
+    table = Page(render_report(report)).tables["corrupted"][0]
+    # 0.964 less 0.5 x the mean severity 0.575 on audio, half of it on image.
+    assert [line[:4] for line in table[1:]] == [
+        ["noise", "audio", "yes", "67.7 %"],
+        ["noise", "image", "yes", "82.0 %"],
+        ["mild", "audio", "yes", "90.0 %"],
+        ["mild", "image", "yes", "90.0 %"],
+    ]
+    assert table[1][4:] == ["86.4 %", "76.4 %", "61.4 %", "46.4 %"]
