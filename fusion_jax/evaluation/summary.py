@@ -11,6 +11,7 @@ from fusion_jax.robustness import change_rate, shapley, spearman_by_modality, wo
 # Points of a risk-coverage curve in a report: enough for a line, whatever the number of examples.
 CURVE_POINTS = 50
 CONFORMAL_LEVEL = 0.9
+MISALIGNED = "Misalignment/"
 
 
 def summarise(
@@ -35,7 +36,8 @@ def summarise(
     Returns:
         A dict, JSON-ready:
 
-        * "mean_accuracy": unweighted mean over all cells; "worst_cell" and "worst_accuracy";
+        * "mean_accuracy": unweighted mean over all cells; "worst_cell" and "worst_accuracy", of
+          those whose inputs belong together;
         * "change_rate": modality -> part of the clean accuracy that is lost without it (PCR);
         * "shapley": modality -> its share of what the accuracy is above guessing; the shares sum to
           clean accuracy - 1 / number of classes;
@@ -48,7 +50,9 @@ def summarise(
         An entry is None where the grid lacks the cells for it.
     """
     accuracies = {label: float(row["accuracy"]) for label, row in zip(labels, rows, strict=True)}
-    worst_label, worst_accuracy = worst(accuracies)
+    # No confidence can tell that an input is another example's: such cells would hide the rest.
+    matched = {label: each for label, each in accuracies.items() if MISALIGNED not in label}
+    worst_label, worst_accuracy = worst(matched)
     shown = {"clean": labels.index("clean"), "worst": labels.index(worst_label)}
     subsets = _subsets(rows, modalities)
     return {

@@ -121,10 +121,11 @@ def _coverage(results: Results) -> str:
     if level is None or clean is None or worst is None:
         return ""
     kept = worst.mean >= level.mean - _COVERAGE_TOLERANCE
+    where = " where no input is misaligned" if results.worst.is_misaligned else ""
     return (
         f"Sets of answers made to hold the right class {percent(level.mean)} of the time hold it "
         f"{percent(clean.mean)} of the time with clean input and {percent(worst.mean)} in the "
-        f"worst cell, so there the promise {'is kept' if kept else 'breaks'}."
+        f"worst cell{where}, so there the promise {'is kept' if kept else 'breaks'}."
     )
 
 

@@ -240,13 +240,13 @@ def knowledge_rows(results: Results) -> list[tuple[str, list[Number | None], str
     level = results.total("conformal", "level")
     if level:
         clean, worst = (results.total("conformal", which) for which in ("clean", "worst"))
-        numbers = [clean, *[None] * (len(cells) - 2), worst]
+        numbers = [clean, worst, *[None] * (len(cells) - 2)]
         rows.append(("conformal coverage", numbers, f"at least {100 * level.mean:g} %"))
     return [row for row in rows if any(row[1])]
 
 
 def own_worst_cells(results: Results) -> list[str]:
-    """The worst cell of each seed, which the diagrams show; several where the seeds differ."""
+    """The worst cell of each seed without misaligned inputs; several where the seeds differ."""
     labels = [results.summary.get(seed, {}).get("worst_cell") for seed in results.seeds]
     return list(dict.fromkeys(label for label in labels if label))
 
