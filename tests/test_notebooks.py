@@ -70,6 +70,12 @@ def test_noise_and_dependence_says_whose_the_data_is_and_what_it_does_not_show()
     assert "no evidence that they pay" in text
 
 
+def test_robustness_says_whose_the_data_is_and_what_it_does_not_show():
+    text = words("robustness")
+    assert "CC BY 4.0" in text and "The speech is **synthetic**" in text
+    assert "not how good the methods are" in text
+
+
 def test_frequency_ratio_says_whose_the_data_is():
     text = words("frequency_ratio")
     assert "CC BY 4.0" in text and "the speech is **synthetic**" in text

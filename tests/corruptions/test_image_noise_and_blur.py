@@ -21,6 +21,9 @@ from fusion_jax.corruptions.speckle_noise import SpeckleNoise
 from fusion_jax.corruptions.zoom_blur import ZoomBlur
 from fusion_jax.errors import FusionError
 
+# Programs of 224-pixel images take long to compile.
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent.parent / "golden" / "image_corruptions_blur.npz"
 PUBLISHED = (0.2, 0.4, 0.6, 0.8, 1.0)
 NOISES = (ShotNoise, SpeckleNoise)

@@ -23,6 +23,9 @@ from fusion_jax.errors import FusionError
 from fusion_jax.frequency import block_dct
 from fusion_jax.rng import example_keys
 
+# Programs of 224-pixel images take long to compile.
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent.parent / "golden" / "image_corruptions_weather.npz"
 PUBLISHED = (0.2, 0.4, 0.6, 0.8, 1.0)
 ALL = (Brightness, Contrast, Elastic, Fog, Frost, JPEG, Pixelate, Saturation, Snow, Spatter)
