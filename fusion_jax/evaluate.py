@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import secrets
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from fusion_jax.config import Config, read_json, to_tree, write_json
 from fusion_jax.data.donors import donor_indices
 from fusion_jax.data.loader import eval_batches
 from fusion_jax.errors import FusionError, writing
-from fusion_jax.evaluation.comparison import compare, paired_correct
+from fusion_jax.evaluation.comparison import compare, paired_correct, same_conditions
 from fusion_jax.evaluation.grid import (
     CellRecords,
     GridProgram,
@@ -28,6 +28,7 @@ from fusion_jax.evaluation.grid import (
     make_grid_program,
 )
 from fusion_jax.evaluation.intervals import (
+    P_VALUE_BLOCKS,
     between_seeds,
     bootstrap_weights,
     holm,
@@ -37,12 +38,17 @@ from fusion_jax.evaluation.intervals import (
 )
 from fusion_jax.evaluation.records import Records, RecordWriter
 from fusion_jax.evaluation.summary import summarise
-from fusion_jax.evaluation.thresholds import check_thresholds, read_thresholds
+from fusion_jax.evaluation.thresholds import (
+    check_patterns,
+    check_thresholds,
+    read_thresholds,
+)
 from fusion_jax.metrics import separation
 from fusion_jax.report.page import render_report
 from fusion_jax.rng import stream
 from fusion_jax.runs import (
     describe_machine,
+    held,
     load_config,
     restore_best,
     seed_folder,
@@ -78,7 +84,7 @@ def evaluate(
 
     Writes `report.json`, `report.html` and, per seed, the folder `records_<split>` with one entry
     per cell and example (`fusion_jax.evaluation.records.Records`). An evaluation that was killed
-    goes on where it was.
+    goes on where it was with the seed that was under way; the seeds before it are evaluated anew.
 
     Args:
         workdir: folder of a trained run.
@@ -112,6 +118,7 @@ def evaluate(
     other = _evaluated(Path(compare_with), split) if compare_with else None
     config = _with_corruptions(config, spec, corruptions)
     evaluator = _run_evaluator(config, _source(config, data, split, spec), split, grid, silent)
+    check_patterns(evaluator.labels, limits)
     template = evaluator.parallel.template(state_shapes(config, spec))
     # Conformal sets are calibrated on examples that are not tested.
     held_out = _source(config, data, "validation", spec) if split == "test" else None
@@ -135,6 +142,7 @@ def evaluate(
         calibration=calibration,
     )
     if other:
+        _write_report(workdir, report)  # whatever the comparison meets, the evaluation is kept
         here = dict(zip(seeds, found, strict=True))
         report["comparison"] = _comparison(report, here, other, evaluator.identity, spec)
     if pictures:
@@ -250,6 +258,8 @@ def evaluate_function(
         FusionError: for corruptions of modalities that the source lacks.
     """
     workdir, task, parallel = Path(workdir), Classification(), DataParallel()
+    if not severities or not all(0 < severity <= 1 for severity in severities):
+        raise FusionError(f"severities is {tuple(severities)}: each must lie in (0, 1]")
     conditions = Conditions(corruptions, unseen or {}, tuple(severities), training_severity)
     unknown = set(conditions.corruptions) - set(source.spec.names)
     if unknown:
@@ -300,6 +310,7 @@ class _Evaluator:
     def __post_init__(self) -> None:
         self.parallel.check(eval_batch_size=self.batch_size)
         self.key = stream(jax.random.key(0), "evaluation", self.split)
+        self.labels = [cell_label(cell, self.conditions.names) for cell in self.cells]
         self.identity = _identity(self.source)
         self.donors = _donors(self.conditions.corruptions, self.source.spec, self.identity)
 
@@ -311,11 +322,23 @@ class _Evaluator:
         facts: Mapping[str, Any],
         progress: float = 1.0,
     ) -> Records:
-        """Evaluate into a folder, going on where an evaluation of the same was killed."""
+        """Evaluate into a folder, going on where an evaluation of the same was killed.
+
+        Raises:
+            FusionError: where another process evaluates into it.
+        """
+        with contextlib.ExitStack() as stack:
+            hosts.lead_does(lambda: stack.enter_context(_alone(folder)))
+            return self._records(variables, folder, facts, progress)
+
+    def _records(
+        self, variables: PyTree, folder: Path, facts: Mapping[str, Any], progress: float
+    ) -> Records:
+        """As `records`, with the folder for itself."""
         writer = RecordWriter(
             folder,
             facts={**facts, **self._facts(variables)},
-            cells=[cell_label(cell, self.conditions.names) for cell in self.cells],
+            cells=self.labels,
             identity={name: self.identity[name] for name in self.identity if name != "present"},
             writes=hosts.is_lead(),
         )
@@ -447,22 +470,30 @@ class _Evaluator:
             "examples": [zlib.crc32(self.identity[name].tobytes()) for name in self.identity],
             "devices": jax.device_count(),
             "jax": jax.__version__,
+            "commit": describe_machine()["commit"],
             "backend": jax.default_backend(),
         }
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other evaluations out of a folder of records."""
+    with held(folder.with_name(f".{folder.name}.lock")) as (_, free):
+        if not free:
+            raise FusionError(
+                f"another process evaluates into {folder}: wait for it, or stop it first"
+            )
+        yield
+
+
 def _evaluated(workdir: Path, split: str) -> dict[str, Any]:
-    """The report of a run that was evaluated, with its records by training seed."""
+    """The report of a run that was evaluated."""
     report = read_json(workdir / "report.json")
     if report.get("schema") != SCHEMA or report["data"]["split"] != split:
         raise FusionError(
             f"{workdir} was not evaluated on the {split} split by this version: run eval.py on it"
         )
-    records = {
-        seed: Records(seed_folder(workdir, index) / f"records_{split}")
-        for index, seed in enumerate(report["seeds"])
-    }
-    return {"workdir": str(workdir), "report": report, "records": records}
+    return {"workdir": workdir, "report": report}
 
 
 def _comparison(
@@ -473,11 +504,19 @@ def _comparison(
     spec: DataSpec,
 ) -> dict[str, Any]:
     """This run against another one, cell by cell."""
-    cells, ours, theirs = paired_correct(here, other["records"])
+    # Opened now: the other run may be this one, evaluated before.
+    there = {
+        seed: Records(seed_folder(other["workdir"], index) / f"records_{report['data']['split']}")
+        for index, seed in enumerate(other["report"]["seeds"])
+    }
+    same, left_out = same_conditions(report, other["report"])
+    cells, ours, theirs = paired_correct(here, there, same)
     differences = ours.astype(np.float32) - theirs
     clusters = {name: identity[name] for name in spec.clusters}
     weights = bootstrap_weights(clusters, num=ours.shape[2])
-    resampled = seed_p_values(list(differences), clusters, num=ours.shape[2])
+    # Holm's correction multiplies by the number of cells: p must be fine enough to survive it.
+    blocks = max(P_VALUE_BLOCKS, len(cells) // 20)
+    resampled = seed_p_values(list(differences), clusters, num=ours.shape[2], blocks=blocks)
     several = ours.shape[1] > 1
     p_values = [
         max(p, between_seeds(each)) if several else p
@@ -490,9 +529,10 @@ def _comparison(
         if row["severity"] and row["cell"] in known and row["cell"] not in families.get(name, []):
             families.setdefault(name, []).append(row["cell"])
     return {
-        "workdir": other["workdir"],
+        "workdir": str(other["workdir"]),
+        "not_compared": left_out,
         "config": other["report"]["run"]["config"],
-        "seeds": [seed for seed in here if seed in other["records"]],
+        "seeds": [seed for seed in here if seed in there],
         **compare(
             cells,
             ours,
@@ -508,7 +548,10 @@ def _write_report(workdir: Path, report: dict[str, Any]) -> dict[str, Any]:
     """Write report.json and report.html, and give the report back."""
     if hosts.is_lead():
         write_json(workdir / "report.json", report)
-        (workdir / "report.html").write_text(render_report(report))
+        page, path = render_report(report), workdir / "report.html"
+        with writing(f"cannot write {path}"):
+            path.with_suffix(".tmp").write_text(page)
+            path.with_suffix(".tmp").replace(path)
     return report
 
 

@@ -56,13 +56,13 @@ SOUNDS: tuple[type, ...] = (
     *(TemporalBlur, Speed, Pitch, SampleDropout, Quantisation, BandPass, Delay),
 )
 SERIES: tuple[type, ...] = (
-    *(GaussianNoise, ImpulseNoise, Drift, SegmentDropout, StuckSensor, Scaling, TemporalBlur),
-    *(Delay,),
+    *(GaussianNoise, ImpulseNoise, Drift, SegmentDropout, StuckSensor, Scaling, Delay),
 )
 FEATURES: tuple[type, ...] = (GaussianNoise, ImpulseNoise, Scaling, MissingColumns)
 
 # What corruptions of numbers must know of the data, and what of it they have fields for.
 SCALES = ("mean", "means", "deviation", "deviations")
+SCALED = (GaussianNoise, ImpulseNoise, Drift, SegmentDropout, MissingColumns)
 
 
 def kind_of(spec: ArraySpec, *, sample_rate: int | None) -> str:
@@ -87,8 +87,8 @@ def further_corruptions(
 ) -> list[Any]:
     """Every corruption that fits an input and is of another class than those known.
 
-    Units of the data (mean, deviation) are taken from the known corruptions, or left at their
-    defaults where none has them.
+    Units of floats (mean, deviation) are taken from the known corruptions; where none has them the
+    data count as standardised.
 
     Args:
         spec: shape of one example and dtype.
@@ -122,9 +122,12 @@ def _fields(
     told: dict[str, Any] = {}
     if sample_rate and "sample_rate" in fields:
         told["sample_rate"] = sample_rate
-    if kind in ("series", "features") or corruption is GaussianNoise:
+    if kind in ("series", "features") and corruption in SCALED:
+        # Standardised data, unless a known corruption says otherwise.
+        told |= {"deviation": 1.0} if "deviation" in fields else {}
+        scaled = [each for each in known if isinstance(each, SCALED)]
         for name in set(SCALES) & set(fields):
-            values = [getattr(each, name) for each in known if hasattr(each, name)]
+            values = [getattr(each, name) for each in scaled if hasattr(each, name)]
             if values:
                 told[name] = values[0]
     return told

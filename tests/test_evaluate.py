@@ -26,7 +26,7 @@ from fusion_jax.evaluation.records import Records
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.models import FusionModel
 from fusion_jax.rng import example_keys, stream
-from fusion_jax.runs import load_config, restore_best, state_shapes
+from fusion_jax.runs import held, load_config, restore_best, state_shapes
 from fusion_jax.schedulers.udml import UDMLScheduler
 from fusion_jax.shown_examples import given_input, worst_examples
 from fusion_jax.sources import ArraySource
@@ -506,3 +506,21 @@ def test_a_run_that_was_not_evaluated_cannot_be_compared_with(run, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(report | {"schema": 1}))
     with pytest.raises(FusionError, match="was not evaluated on the test split by this version"):
         evaluate(workdir, data=data, compare_with=tmp_path)
+
+
+def test_a_slip_in_the_limits_is_found_before_the_grid(run, tmp_path):
+    workdir, data, _, _ = run
+    limits = tmp_path / "limits.toml"
+    limits.write_text('[[threshold]]\ncells = ["mising/*"]\nmetric = "accuracy"\nmin = 0.9')
+    before = (workdir / "report.json").stat().st_mtime_ns
+    with pytest.raises(FusionError, match=r"matches 'mising/\*': there are clean"):
+        evaluate(workdir, data=data, thresholds=limits)
+    assert (workdir / "report.json").stat().st_mtime_ns == before
+
+
+def test_two_evaluations_of_one_run_do_not_mix(run):
+    workdir, data, _, _ = run
+    with held(workdir / "seed_0" / ".records_test.lock") as (_, free):
+        assert free
+        with pytest.raises(FusionError, match="another process evaluates into"):
+            evaluate(workdir, data=data)

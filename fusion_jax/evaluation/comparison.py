@@ -16,14 +16,41 @@ from fusion_jax.robustness import (
 SIGNIFICANT = 0.05
 
 
+# What must be the same for two rows to be of one condition: their name does not hold the strength.
+CONDITION = (
+    *("corruption", "corruptions", "modality", "severity", "severities", "strength", "missing"),
+)
+
+
+def same_conditions(here: Mapping[str, Any], there: Mapping[str, Any]) -> tuple[list[str], int]:
+    """Names of the cells that stand for the same condition in two reports.
+
+    Args:
+        here: a report.
+        there: another one.
+
+    Returns:
+        The names, and how many cells of `here` have no equal.
+    """
+
+    def facts(report: Mapping[str, Any]) -> dict[str, list[Any]]:
+        rows = (*report["cells"], *report["joint"])
+        return {row["cell"]: [row.get(name) for name in CONDITION] for row in rows}
+
+    ours, theirs = facts(here), facts(there)
+    same = [label for label, known in ours.items() if theirs.get(label) == known]
+    return same, len(ours) - len(same)
+
+
 def paired_correct(
-    here: Mapping[int, Any], there: Mapping[int, Any]
+    here: Mapping[int, Any], there: Mapping[int, Any], same: Sequence[str]
 ) -> tuple[list[str], np.ndarray, np.ndarray]:
     """What was right in two runs, over the cells, seeds and examples that both have.
 
     Args:
         here: training seed -> `fusion_jax.evaluation.records.Records`.
         there: the same of the other run.
+        same: names of the cells that mean the same in both, from `same_conditions`.
 
     Returns:
         Names of the common cells, and bool [cells, seeds, N] of each run.
@@ -39,8 +66,8 @@ def paired_correct(
     first, second = here[seeds[0]], there[seeds[0]]
     if not np.array_equal(first["example_id"], second["example_id"]):
         raise FusionError("the runs were evaluated on other examples: evaluate both on one split")
-    cells = [label for label in first.cells if label in second.cells]
-    if not cells:
+    cells = [label for label in first.cells if label in second.cells and label in set(same)]
+    if "clean" not in cells:
         raise FusionError("the runs have no cell in common: evaluate both under one grid")
 
     def chosen(runs: Mapping[int, Any]) -> np.ndarray:

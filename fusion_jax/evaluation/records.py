@@ -10,6 +10,7 @@ bytes as one that was not.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -147,6 +148,9 @@ class RecordWriter:
                 dtype=values.dtype,
                 shape=(len(self._cells), self._num, *values.shape[2:]),
             )
+            # A full disk is an error here, and not a signal that ends the process later.
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return self._arrays[name]
 
 

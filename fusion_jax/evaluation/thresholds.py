@@ -9,6 +9,10 @@ from typing import Any
 from fusion_jax.errors import FusionError, first_line
 
 LIMITS = ("min", "max")
+METRICS = (
+    *("accuracy", "accuracy_low", "accuracy_high", "macro_f1", "nll", "brier", "ece"),
+    *("adaptive_ece", "failure_auroc", "aurc"),
+)
 
 
 def read_thresholds(path: str | Path) -> list[dict[str, Any]]:
@@ -33,14 +37,23 @@ def read_thresholds(path: str | Path) -> list[dict[str, Any]]:
     if not isinstance(tables, list) or not tables:
         raise FusionError(f"{path} has no [[threshold]]: give at least one")
     for number, table in enumerate(tables, 1):
+        if not isinstance(table, dict):
+            raise FusionError(f"{path} has no [[threshold]]: give at least one")
         unknown = set(table) - {"cells", "metric", *LIMITS}
         if unknown or not {"cells", "metric"} <= set(table) or not set(table) & set(LIMITS):
             raise FusionError(
                 f"{path}: threshold {number} must have cells, metric, and min or max"
                 + (f"; it has {sorted(unknown)[0]!r}" if unknown else "")
             )
-        if not isinstance(table["cells"], list):
+        patterns = table["cells"]
+        if not isinstance(patterns, list) or not all(isinstance(each, str) for each in patterns):
             raise FusionError(f"{path}: cells of threshold {number} must be a list of patterns")
+        if not patterns:
+            raise FusionError(f"{path}: threshold {number} names no cells: give one at least")
+        if table["metric"] not in METRICS:
+            raise FusionError(
+                f"{path}: there is no metric {table['metric']!r}: choose one of {list(METRICS)}"
+            )
         for limit in set(table) & set(LIMITS):
             if isinstance(table[limit], bool) or not isinstance(table[limit], int | float):
                 raise FusionError(f"{path}: {limit} of threshold {number} must be a number")
@@ -58,22 +71,34 @@ def check_thresholds(
         pass.
 
     Raises:
-        FusionError: for a pattern that no cell matches, or a metric that rows do not have.
+        FusionError: for a pattern that no cell matches.
     """
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in (*report["cells"], *report["joint"]):
         found.setdefault(row["cell"], []).append(row)
-    results = []
+    check_patterns(list(found), tables)
+    return [
+        check
+        for table in tables
+        for pattern in table["cells"]
+        for label in found
+        if fnmatch.fnmatchcase(label, pattern)
+        for check in _checks(label, found[label], table)
+    ]
+
+
+def check_patterns(labels: Sequence[str], tables: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a pattern that matches none of the cells, before they are evaluated.
+
+    Raises:
+        FusionError: for such a pattern.
+    """
     for table in tables:
         for pattern in table["cells"]:
-            labels = [label for label in found if fnmatch.fnmatchcase(label, pattern)]
-            if not labels:
+            if not fnmatch.filter(labels, pattern):
                 raise FusionError(
-                    f"no cell of the report matches {pattern!r}: there are {', '.join(found)}"
+                    f"no cell of the report matches {pattern!r}: there are {', '.join(labels)}"
                 )
-            for label in labels:
-                results += _checks(label, found[label], table)
-    return results
 
 
 def _checks(
@@ -81,9 +106,6 @@ def _checks(
 ) -> list[dict[str, Any]]:
     """The limits of one table on one cell."""
     metric = table["metric"]
-    numbers = [name for name, value in rows[0].items() if isinstance(value, float)]
-    if metric not in rows[0] or isinstance(rows[0][metric], str | dict | list):
-        raise FusionError(f"rows have no metric {metric!r}: there are {', '.join(numbers)}")
     values = [row[metric] for row in rows]
     mean = None if None in values else sum(values) / len(values)
     return [

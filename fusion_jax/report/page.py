@@ -102,4 +102,10 @@ def _verdict(results: Results) -> list[tuple[str, str]]:
             "intervals show, and fusion weights and ECE come without an interval."
         )
         parts.append(("Caution.", caution))
+    elif len(results.comparison.get("seeds", (0, 1))) == 1:
+        caution = (
+            "The runs share one training seed: what is called real is so for these two trainings, "
+            "not for others of the same methods."
+        )
+        parts.append(("Caution.", caution))
     return [(lead, text) for lead, text in parts if text]

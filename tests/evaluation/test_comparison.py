@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 
 from fusion_jax.errors import FusionError
-from fusion_jax.evaluation.comparison import compare, paired_correct
+from fusion_jax.evaluation.comparison import compare, paired_correct, same_conditions
 from fusion_jax.evaluation.records import Records, RecordWriter
 
+CELLS = ("clean", "noise/a/0.5", "noise/a/1")
 
-def records(folder, correct, cells=("clean", "noise/a/0.5", "noise/a/1"), first=0):
+
+def records(folder, correct, cells=CELLS, first=0):
     identity = {"example_id": first + np.arange(correct.shape[1])}
     writer = RecordWriter(folder, facts={}, cells=cells, identity=identity)
     writer.write({"correct": np.float32(correct)})
@@ -27,7 +29,7 @@ def test_runs_are_paired_by_the_cells_seeds_and_examples_that_both_have(tmp_path
         3: records(tmp_path / "c", second, cells=("noise/a/1", "clean")),
         9: records(tmp_path / "d", ~second, cells=("noise/a/1", "clean")),
     }
-    cells, ours, theirs = paired_correct(here, there)
+    cells, ours, theirs = paired_correct(here, there, ["noise/a/1", "clean", "mixed/1"])
     assert cells == ["clean", "noise/a/1"]
     np.testing.assert_array_equal(ours, ~first[[0, 2]][:, None])
     np.testing.assert_array_equal(theirs, second[[1, 0]][:, None])
@@ -36,13 +38,13 @@ def test_runs_are_paired_by_the_cells_seeds_and_examples_that_both_have(tmp_path
 def test_runs_that_cannot_be_paired_are_refused(tmp_path):
     here = {0: records(tmp_path / "a", drawn(0, (0.9, 0.7, 0.5)))}
     with pytest.raises(FusionError, match=r"no training seed in common: \[0\] and \[1\]"):
-        paired_correct(here, {1: here[0]})
+        paired_correct(here, {1: here[0]}, CELLS)
     other = {0: records(tmp_path / "b", drawn(0, (0.9, 0.7, 0.5)), first=1)}
     with pytest.raises(FusionError, match="evaluated on other examples"):
-        paired_correct(here, other)
+        paired_correct(here, other, CELLS)
     other = {0: records(tmp_path / "c", drawn(0, (0.9,)), cells=("noise/b/1",))}
     with pytest.raises(FusionError, match="no cell in common"):
-        paired_correct(here, other)
+        paired_correct(here, other, CELLS)
 
 
 def test_a_comparison_by_hand():
@@ -82,3 +84,15 @@ def test_without_corruptions_there_are_no_corruption_errors():
     found = compare(["clean"], right, right, intervals=[(0, 0)], p_values=[1.0], families={})
     assert found["mean_corruption_error"] is found["relative_corruption_error"] is None
     assert found["effective_robustness"] is None
+
+
+def test_cells_of_one_name_and_another_strength_are_not_the_same():
+    def report(strength, corruption="GaussianNoise"):
+        clean = {"cell": "clean", "corruption": "none", "missing": []}
+        noisy = {"cell": "noise/a/1", "corruption": corruption, "strength": strength}
+        return {"cells": [clean, noisy], "joint": []}
+
+    assert same_conditions(report("sigma 8"), report("sigma 8")) == (["clean", "noise/a/1"], 0)
+    assert same_conditions(report("sigma 8"), report("sigma 4")) == (["clean"], 1)
+    other = report("sigma 8", "ImpulseNoise")
+    assert same_conditions(report("sigma 8"), other) == (["clean"], 1)
