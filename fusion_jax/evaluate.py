@@ -84,7 +84,7 @@ def evaluate(
 
     Writes `report.json`, `report.html` and, per seed, the folder `records_<split>` with one entry
     per cell and example (`fusion_jax.evaluation.records.Records`). An evaluation that was killed
-    goes on where it was with the seed that was under way; the seeds before it are evaluated anew.
+    goes on where it was.
 
     Args:
         workdir: folder of a trained run.
@@ -119,6 +119,10 @@ def evaluate(
     config = _with_corruptions(config, spec, corruptions)
     evaluator = _run_evaluator(config, _source(config, data, split, spec), split, grid, silent)
     check_patterns(evaluator.labels, limits)
+    # There while an evaluation is under way: what a killed one finished is used again.
+    under_way = workdir / f".evaluating_{split}"
+    evaluator.reuse = hosts.shared(under_way.exists())
+    hosts.lead_does(lambda: _touch(under_way))
     template = evaluator.parallel.template(state_shapes(config, spec))
     # Conformal sets are calibrated on examples that are not tested.
     held_out = _source(config, data, "validation", spec) if split == "test" else None
@@ -154,7 +158,9 @@ def evaluate(
         report["examples"] = evaluator.worst_examples(found, rates)
     if limits:
         report["thresholds"] = check_thresholds(report, limits)
-    return _write_report(workdir, report)
+    _write_report(workdir, report)
+    hosts.lead_does(lambda: under_way.unlink(missing_ok=True))
+    return report
 
 
 def _with_corruptions(config: Config, spec: DataSpec, corruptions: str) -> Config:
@@ -306,6 +312,7 @@ class _Evaluator:
     parallel: DataParallel
     program: GridProgram
     silent: bool
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         self.parallel.check(eval_batch_size=self.batch_size)
@@ -341,6 +348,7 @@ class _Evaluator:
             cells=self.labels,
             identity={name: self.identity[name] for name in self.identity if name != "present"},
             writes=hosts.is_lead(),
+            reuse=self.reuse,
         )
         # Nobody writes before all have seen how far it is.
         hosts.wait_for_all(f"evaluate {folder}")
@@ -367,6 +375,7 @@ class _Evaluator:
         )
         with contextlib.closing(log):
             for chunk in chunks:
+                _refuse_not_finite(chunk, self.labels)
                 before = writer.rows
                 writer.write(chunk)
                 log.advance(writer.rows - before)
@@ -473,6 +482,22 @@ class _Evaluator:
             "commit": describe_machine()["commit"],
             "backend": jax.default_backend(),
         }
+
+
+def _touch(path: Path) -> None:
+    """Make an empty file."""
+    with writing(f"cannot write {path}"):
+        path.touch()
+
+
+def _refuse_not_finite(chunk: Mapping[str, np.ndarray], labels: Sequence[str]) -> None:
+    """Say at once where a model gives no prediction: no metric could be computed in the end."""
+    broken = np.flatnonzero(~np.isfinite(chunk["confidence"]).all(axis=1))
+    if len(broken):
+        raise FusionError(
+            f"the model's prediction is not finite in the cell {labels[broken[0]]!r} and "
+            f"{len(broken) - 1} others: see what it makes of such inputs"
+        )
 
 
 @contextlib.contextmanager

@@ -524,3 +524,19 @@ def test_two_evaluations_of_one_run_do_not_mix(run):
         assert free
         with pytest.raises(FusionError, match="another process evaluates into"):
             evaluate(workdir, data=data)
+
+
+def test_what_a_killed_evaluation_finished_is_used_again_and_nothing_else(run):
+    workdir, data, _, report = run
+    correct = np.load(workdir / "seed_0" / "records_test" / "correct.npy", mmap_mode="r+")
+    correct[:] = 0
+    correct.flush()
+    # As after a kill in a later seed.
+    (workdir / ".evaluating_test").touch()
+    reused = evaluate(workdir, data=data)
+    assert {row["accuracy"] for row in reused["cells"] if row["seed"] == 0} == {0.0}
+    later = [row for row in reused["cells"] if row["seed"] == 1]
+    assert later == [row for row in report["cells"] if row["seed"] == 1]
+    # That one ended: the next is made anew.
+    assert not (workdir / ".evaluating_test").exists()
+    assert evaluate(workdir, data=data) == report

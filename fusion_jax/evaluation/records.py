@@ -84,6 +84,7 @@ class RecordWriter:
         cells: Sequence[str],
         identity: Mapping[str, np.ndarray],
         writes: bool = True,
+        reuse: bool = False,
     ):
         """Begin, or go on.
 
@@ -94,6 +95,8 @@ class RecordWriter:
             cells: names of the cells.
             identity: name -> [N, ...], what is known of the examples.
             writes: whether this process is the one that writes; others only see how far it is.
+            reuse: whether finished records of the same facts count as written; they are removed
+                otherwise.
         """
         self._folder, self._writes = Path(folder), writes
         self._cells, self._num = list(cells), len(next(iter(identity.values())))
@@ -101,7 +104,7 @@ class RecordWriter:
         self._facts = json.loads(json.dumps({**facts, "cells": self._cells, "examples": self._num}))
         self._of_examples = sorted(identity)
         self._arrays: dict[str, np.memmap] = {}
-        self.rows = self._found_rows()
+        self.rows = self._found_rows(reuse)
         if writes and not self.rows:
             with writing(f"cannot write {self._folder}"):
                 shutil.rmtree(self._folder, ignore_errors=True)
@@ -127,16 +130,23 @@ class RecordWriter:
         """Mark the records as finished."""
         if self._writes:
             self._arrays.clear()
-            known = {"cells": self._cells, "examples": self._of_examples}
+            known = {
+                "cells": self._cells,
+                "examples": self._of_examples,
+                "facts": self._facts,
+            }
             write_json(self._folder / FINISHED, known)
             (self._folder / PROGRESS).unlink(missing_ok=True)
 
-    def _found_rows(self) -> int:
-        """How many rows are there already, of the same facts and unfinished."""
-        path = self._folder / PROGRESS
-        if not path.exists() or (self._folder / FINISHED).exists():
+    def _found_rows(self, reuse: bool) -> int:
+        """How many rows are there already, of the same facts."""
+        unfinished, finished = self._folder / PROGRESS, self._folder / FINISHED
+        if finished.exists():
+            same = reuse and read_json(finished).get("facts") == self._facts
+            return self._num if same else 0
+        if not unfinished.exists():
             return 0
-        known = read_json(path)
+        known = read_json(unfinished)
         return int(known["rows"]) if known.get("facts") == self._facts else 0
 
     def _array(self, name: str, values: np.ndarray) -> np.memmap:

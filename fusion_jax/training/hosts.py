@@ -85,7 +85,7 @@ def lead_does(action: Callable[[], Any]) -> None:
             action()
         except FusionError as error:
             failure = error
-    failed = _shared(failure is not None)
+    failed = shared(failure is not None)
     if failure is not None:
         raise failure
     if failed:
@@ -110,7 +110,7 @@ def should_stop(step: int, noted: bool) -> bool:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
-def _shared(value: bool) -> bool:
+def shared(value: bool) -> bool:
     """The leading process's value, on all."""
     if jax.process_count() == 1:
         return value

@@ -319,3 +319,21 @@ def test_conditions_name_what_they_do():
         Cell(missing=("left",)),
         Cell(missing=("right",)),
     ]
+
+
+def test_a_prediction_that_is_not_finite_is_named_by_its_cell(tmp_path):
+    def predict(inputs, present):
+        scaled = inputs["left"] / jnp.abs(inputs["left"]).max(axis=-1, keepdims=True)
+        return scaled + inputs["right"]
+
+    with pytest.raises(FusionError, match="not finite in the cell 'missing/left' and 0 others"):
+        evaluate_function(
+            predict,
+            source(),
+            tmp_path,
+            corruptions=CONDITIONS.trained,
+            severities=(0.5,),
+            batch_size=8,
+        )
+    with pytest.raises(FusionError, match=r"severities is \(0.0,\): each must lie in \(0, 1\]"):
+        evaluate_function(predict, source(), tmp_path, corruptions={}, severities=(0.0,))
