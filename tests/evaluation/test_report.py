@@ -628,7 +628,9 @@ def test_missing_numbers_are_dashes():
 
 def test_a_run_without_record_says_so():
     words = Page(render_report({**make_report(), "run": {}})).words("made")
-    assert words.count("not recorded") == 6
+    assert words.count("not recorded") == 7
+    evaluated = {**make_report(), "run": {"evaluated_with": "eval.py --grid=joint"}}
+    assert "eval.py --grid=joint" in Page(render_report(evaluated)).words("made")
 
 
 def test_how_it_was_made_repeats_the_run():
