@@ -49,6 +49,7 @@ from fusion_jax.corruptions.sample_dropout import SampleDropout
 from fusion_jax.corruptions.time_mask import TimeMask
 from fusion_jax.data.loader import eval_batches
 from fusion_jax.evaluation.grid import (
+    TracedCondition,
     decide_program,
     encode_program,
     grid_chunks,
@@ -118,7 +119,9 @@ class Sides:
         def one_cell(variables: Any, batch: Any, numbers: Any, severities: Any, keep: Any) -> Any:
             key = jax.random.key(0)
             encoded = {
-                name: [encode[name](variables, batch, numbers[m], severities[m], False, key)]
+                name: [
+                    encode[name](variables, batch, TracedCondition(numbers[m], severities[m]), key)
+                ]
                 for m, name in enumerate(model.modalities)
             }
             which = jnp.zeros((1, len(model.modalities)), int)

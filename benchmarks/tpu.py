@@ -36,7 +36,7 @@ from ml_collections import config_flags
 from fusion_jax.config import Config, read_json, write_json
 from fusion_jax.data.loader import first_batch
 from fusion_jax.errors import FusionError, first_line
-from fusion_jax.evaluation.grid import decide_program, encode_program
+from fusion_jax.evaluation.grid import TracedCondition, decide_program, encode_program
 from fusion_jax.frequency import frequency_ratio
 from fusion_jax.runs import build_optimizer, describe_run, state_shapes
 from fusion_jax.sources import DataSpec
@@ -115,7 +115,7 @@ def lower_evaluation(config: Config, spec: DataSpec, strategy: DataParallel) -> 
 
     def cell(variables: Any, batch: Batch, number: Any, severity: Any, keep: Any, key: Any) -> Any:
         encoded = {
-            name: [encode[name](variables, batch, number[m], severity[m], False, key)]
+            name: [encode[name](variables, batch, TracedCondition(number[m], severity[m]), key)]
             for m, name in enumerate(model.modalities)
         }
         return decide(variables, encoded, jnp.zeros((1, *keep.shape), int), keep[None], 1.0, batch)

@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from scipy.special import softmax
 
 from fusion_jax.errors import FusionError
-from fusion_jax.metrics import BINS, separation
+from fusion_jax.metrics import BINS, confidence_bins, separation
 
 TEMPERATURES = (1e-3, 1e3)
 # What rounding in single precision may add to a confidence, and to a sum of probabilities.
@@ -90,7 +90,7 @@ def reliability(
     """
     confidence, correct = _records(confidence, correct, stated=True)
     number = _at_least_one(bins)
-    index = np.clip(np.ceil(confidence * number).astype(int) - 1, 0, number - 1)
+    index = confidence_bins(confidence, number)
     count = np.bincount(index, minlength=number)
     sums = [np.bincount(index, weights=part, minlength=number) for part in (confidence, correct)]
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: an empty bin.

@@ -16,11 +16,15 @@ class Condition:
         corruption: class name of one of the modality's corruptions, "" for none.
         severity: in [0, 1].
         drawn: each example has a severity of its own, uniform in [0, severity].
+        shared: an example's draws, of severity and of noise, are the same in all modalities whose
+            condition is shared, as where one cause harms them together. Noise of one kind then
+            falls in the same relative place, such as a gap in sound and in video.
     """
 
     corruption: str = ""
     severity: float = 0.0
     drawn: bool = False
+    shared: bool = False
 
 
 CLEAN = Condition()
@@ -165,7 +169,8 @@ def joint_cells(
         severities: two modalities meet at every pair of these; more than two, where the pairs
             would be powers, all at the same severity.
         mixed: upper ends of severities that differ from example to example and modality to
-            modality, one cell each.
+            modality, one cell each, and one each where they are the same in all modalities:
+            by itself each modality is as bad in both, but in the first another is often better.
     """
     names = sorted(corrupted)
     if len(names) < 2:
@@ -180,7 +185,13 @@ def joint_cells(
         for each in together
     ]
     return cells + [
-        Cell(tuple((name, Condition(corrupted[name], limit, drawn=True)) for name in names))
+        Cell(
+            tuple(
+                (name, Condition(corrupted[name], limit, drawn=True, shared=shared))
+                for name in names
+            )
+        )
+        for shared in (False, True)
         for limit in mixed
     ]
 
@@ -239,7 +250,8 @@ def cell_label(cell: Cell, trained: Mapping[str, str]) -> str:
 
     "clean", "missing/audio+image", "noise/audio/0.4", "ImpulseNoise/image/0.4" (another corruption
     than the modality's in `trained`), "joint/audio/0.4+image/0.8", "mixed/0.4" (severities of
-    examples differ, up to 0.4). In joint cells a corruption that is not the modality's in `trained`
+    examples differ, up to 0.4), "correlated/0.4" (as mixed, but the same in all modalities of an
+    example). In joint cells a corruption that is not the modality's in `trained`
     stands before it, and a missing modality as such: "joint/Fog/image/0.4+missing/audio".
 
     Args:
@@ -247,7 +259,8 @@ def cell_label(cell: Cell, trained: Mapping[str, str]) -> str:
         trained: modality -> class name of the recipe's corruption.
     """
     if cell.noise and cell.noise[0][1].drawn:
-        return f"mixed/{cell.noise[0][1].severity:g}"
+        first = cell.noise[0][1]
+        return f"{'correlated' if first.shared else 'mixed'}/{first.severity:g}"
     if not cell.several:
         if cell.missing:
             return "missing/" + "+".join(cell.missing)

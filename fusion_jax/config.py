@@ -16,6 +16,7 @@ from typing import Any
 from flax import linen as nn
 
 from fusion_jax.balancing.none import NoBalancer
+from fusion_jax.cells import Conditions
 from fusion_jax.errors import FusionError, first_line, writing
 from fusion_jax.models import FusionModel
 from fusion_jax.objectives.supervised import Supervised
@@ -49,10 +50,6 @@ class Recipe:
     severities: tuple[float, ...] = ()
     noise_start: float = 0.0
     modality_dropout: float = 0.2
-
-    def corruption_names(self) -> dict[str, str]:
-        """Modality -> class name of its corruption."""
-        return {name: type(each).__name__ for name, each in self.corruptions.items()}
 
     def largest_severity(self) -> float:
         """The largest severity that training meets, 0 where nothing is ever corrupted."""
@@ -129,13 +126,18 @@ class Config:
     num_workers: int = 0
     data_timeout: float = 600.0
 
+    def conditions(self) -> Conditions:
+        """What the robustness evaluation does to inputs."""
+        return Conditions(
+            self.recipe.corruptions,
+            self.unseen,
+            tuple(self.evaluation_severities),
+            self.recipe.largest_severity(),
+        )
+
     def evaluation_corruptions(self) -> dict[str, tuple[Any, ...]]:
         """Modality -> the recipe's corruption, then those that training does not use."""
-        trained = self.recipe.corruptions
-        return {
-            name: (*([trained[name]] if name in trained else ()), *self.unseen.get(name, ()))
-            for name in sorted({*trained, *self.unseen})
-        }
+        return self.conditions().corruptions
 
     def check(self) -> None:
         """Refuse values that cannot work, by name.

@@ -4,7 +4,7 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -19,8 +19,8 @@ from fusion_jax.evaluation.grid import (
 )
 from fusion_jax.evaluation.intervals import (
     P_VALUE_BLOCKS,
-    between_seeds,
     bootstrap_weights,
+    guarded_p_values,
     holm,
     seed_interval,
     seed_p_values,
@@ -104,31 +104,20 @@ def evaluate(
     under_way = workdir / f".evaluating_{split}"
     evaluator.reuse = hosts.shared(under_way.exists())
     hosts.lead_does(lambda: _touch(under_way))
-    template = evaluator.parallel.template(state_shapes(config, spec))
     # Conformal sets are calibrated on examples that are not tested.
     held_out = _source(config, data, "validation", spec) if split == "test" else None
-    seeds, steps = range(config.seed, config.seed + config.num_seeds), {}
-    found, calibration = [], []
-    for index, seed in enumerate(seeds):
-        state = restore_best(template, workdir, index)
-        steps[str(seed)] = int(state.step)
-        variables = {"params": state.params, **state.collections}
-        progress = int(state.step) / config.num_steps
-        folder = seed_folder(workdir, index) / f"records_{split}"
-        facts = {"config": to_tree(config), "step": int(state.step)}
-        found.append(evaluator.records(variables, folder, progress=progress, facts=facts))
-        if held_out is not None:
-            calibration.append(evaluator.clean_nll(held_out, variables, progress))
+    seeds = _evaluate_seeds(config, spec, workdir, evaluator, held_out)
+    found = [seed.records for seed in seeds.values()]
     report = evaluator.report(
         found,
-        seeds=list(seeds),
-        run=_run_facts(run) | {"trained_steps": steps},
+        seeds=[*seeds],
+        run=_run_facts(run, seeds),
         name=run["data"]["name"],
-        calibration=calibration,
+        calibration=[seed.nll for seed in seeds.values() if seed.nll is not None],
     )
     if other:
         write_report(workdir, report)  # whatever the comparison meets, the evaluation is kept
-        here = dict(zip(seeds, found, strict=True))
+        here = {number: seed.records for number, seed in seeds.items()}
         report["comparison"] = _comparison(report, here, other, evaluator.identity, spec)
     if pictures:
         rates = {
@@ -142,6 +131,38 @@ def evaluate(
     write_report(workdir, report)
     hosts.lead_does(lambda: under_way.unlink(missing_ok=True))
     return report
+
+
+class _Seed(NamedTuple):
+    """What the evaluation of one seed's best checkpoint gave."""
+
+    records: Records
+    nll: np.ndarray | None
+    step: int
+    temperature: float | None
+
+
+def _evaluate_seeds(
+    config: Config, spec: DataSpec, workdir: Path, evaluator: Evaluator, held_out: Source | None
+) -> dict[int, _Seed]:
+    """Seed -> its records, and what it says of held-out examples."""
+    template = evaluator.parallel.template(state_shapes(config, spec))
+    clean = None if held_out is None else evaluator.on_clean(held_out, "validation")
+    seeds = {}
+    for index in range(config.num_seeds):
+        state = restore_best(template, workdir, index)
+        step, variables = int(state.step), {"params": state.params, **state.collections}
+        records = evaluator.records(
+            variables,
+            seed_folder(workdir, index) / f"records_{evaluator.split}",
+            progress=step / config.num_steps,
+            facts={"config": to_tree(config), "step": step},
+        )
+        nll = None if clean is None else clean.nll(variables, step / config.num_steps)
+        scaled = config.model.temperature_scaling
+        temperature = float(state.collections["calibration"]["temperature"]) if scaled else None
+        seeds[config.seed + index] = _Seed(records, nll, step, temperature)
+    return seeds
 
 
 def _with_corruptions(config: Config, spec: DataSpec, corruptions: str) -> Config:
@@ -169,12 +190,7 @@ def _run_evaluator(
     config: Config, source: Source, split: str, grid: str, silent: bool
 ) -> Evaluator:
     """The grid of a run's configuration."""
-    conditions = Conditions(
-        config.recipe.corruptions,
-        config.unseen,
-        tuple(config.evaluation_severities),
-        config.recipe.largest_severity(),
-    )
+    conditions = config.conditions()
     parallel = DataParallel()
     return Evaluator(
         source=source,
@@ -316,12 +332,9 @@ def _comparison(
     weights = bootstrap_weights(clusters, num=ours.shape[2])
     # Holm's correction multiplies by the number of cells: p must be fine enough to survive it.
     blocks = max(P_VALUE_BLOCKS, len(cells) // 20)
-    resampled = seed_p_values(list(differences), clusters, num=ours.shape[2], blocks=blocks)
-    several = ours.shape[1] > 1
-    p_values = [
-        max(p, between_seeds(each)) if several else p
-        for p, each in zip(resampled, differences, strict=True)
-    ]
+    # Of one seed the trainings cannot be told from chance: then p is over the examples alone.
+    tests = guarded_p_values if ours.shape[1] > 1 else seed_p_values
+    p_values = tests(list(differences), clusters, num=ours.shape[2], blocks=blocks)
     families: dict[str, list[str]] = {}
     known = set(cells)
     for row in sorted(report["cells"], key=lambda row: row["severity"]):
@@ -359,7 +372,7 @@ def _source(config: Config, data: Any, split: str, spec: DataSpec) -> Source:
     return source
 
 
-def _run_facts(run: dict[str, Any]) -> dict[str, Any]:
+def _run_facts(run: dict[str, Any], seeds: Mapping[int, _Seed]) -> dict[str, Any]:
     """What the report says about how the run was made."""
     facts = {key: run[key] for key in ("command", "commit", "versions", "hardware")}
     words = run["command"].split()
@@ -368,4 +381,10 @@ def _run_facts(run: dict[str, Any]) -> dict[str, Any]:
         "config": config,
         "overrides": [w for w in words if w.startswith("--config.")],
         "evaluated_with": describe_machine()["command"],
+        "trained_steps": {str(number): seed.step for number, seed in seeds.items()},
+        "temperatures": {
+            str(number): seed.temperature
+            for number, seed in seeds.items()
+            if seed.temperature is not None
+        },
     }

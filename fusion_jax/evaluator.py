@@ -130,21 +130,24 @@ class Evaluator:
         hosts.wait_for_all(f"evaluated {folder}")
         return Records(folder)
 
-    def clean_nll(
-        self, source: Source, variables: PyTree, progress: float
-    ) -> Float[np.ndarray, " n"]:
-        """Negative log-likelihood of each example of another source, clean."""
-        donors = _donors(self.conditions.corruptions, source.spec, _identity(source))
-        [clean] = evaluate_grid(
+    def on_clean(self, source: Source, split: str) -> "Evaluator":
+        """The same program on another split, without any corruption."""
+        return dataclasses.replace(self, source=source, split=split, cells=[Cell()])
+
+    def nll(self, variables: PyTree, progress: float) -> Float[np.ndarray, " n"]:
+        """Negative log-likelihood of each example in the first cell; nothing is written."""
+        first, *_ = evaluate_grid(
             self.program,
             variables,
-            eval_batches(source, batch_size=self.batch_size, host=hosts.this_host(), donors=donors),
-            cells=[Cell()],
-            key=stream(jax.random.key(0), "evaluation", "validation"),
+            eval_batches(
+                self.source, batch_size=self.batch_size, host=hosts.this_host(), donors=self.donors
+            ),
+            cells=self.cells,
+            key=self.key,
             progress=progress,
             place=self.parallel.place_rows,
         )
-        return clean.records["nll"]
+        return first.records["nll"]
 
     def report(
         self,
@@ -356,11 +359,12 @@ def _condition_facts(conditions: Conditions, cell: Cell) -> dict[str, Any]:
             "unseen": name is not None and condition.corruption != conditions.names.get(name),
             "missing": missing,
         }
-    drawn = cell.noise[0][1].drawn
+    first = cell.noise[0][1]
+    drawn = "correlated" if first.shared else "mixed"
     return {
-        "corruption": "mixed" if drawn else "joint",
+        "corruption": drawn if first.drawn else "joint",
         "corruptions": {name: condition.corruption for name, condition in cell.noise},
         "severities": {name: condition.severity for name, condition in cell.noise},
-        "strength": ("up to " if drawn else "") + ", ".join(words),
+        "strength": ("up to " if first.drawn else "") + ", ".join(words),
         "missing": missing,
     }

@@ -18,12 +18,11 @@ from fusion_jax.errors import FusionError
 from fusion_jax.evaluation.intervals import (
     P_VALUE_BLOCKS,
     RESAMPLES,
-    between_seeds,
     bootstrap_weights,
+    guarded_p_values,
     holm,
     seed_drop_interval,
     seed_interval,
-    seed_p_values,
 )
 from fusion_jax.experiment_definition import Experiment, Run
 from fusion_jax.experiment_results import SCHEMA, Examples, Job, read_examples, unpack
@@ -527,12 +526,7 @@ def _p_values(
     if not known:
         return {name: dict.fromkeys(row) for name, row in differences.items()}
     num = next(iter(known.values())).shape[1]
-    resampled = seed_p_values([*known.values()], clusters, num=num)
-    # The larger of the two: with few seeds, resampling alone finds differences that are none.
-    raw = {
-        key: max(p, between_seeds(values))
-        for (key, values), p in zip(known.items(), resampled, strict=True)
-    }
+    raw = dict(zip(known, guarded_p_values([*known.values()], clusters, num=num), strict=True))
     unknown = sum(len(row) for row in differences.values()) - len(raw)
     adjusted = dict(zip(raw, holm([*raw.values(), *[1.0] * unknown])[: len(raw)], strict=True))
     return {

@@ -53,6 +53,17 @@ def weighted_mean(
     return float(np.average(np.asarray(values, np.float64), weights=weights))
 
 
+def confidence_bins(confidence: Float[np.ndarray, " n"], bins: int) -> Int[np.ndarray, " n"]:
+    """Number from 0 of each confidence's bin, of equal width over (0, 1]; one holds its upper edge.
+
+    Args:
+        confidence: [N] in [0, 1]; 0 falls into the first.
+        bins: how many.
+    """
+    edges = np.ceil(np.asarray(confidence, np.float64) * bins).astype(int)
+    return np.clip(edges - 1, 0, bins - 1)
+
+
 def expected_calibration_error(
     confidence: Float[np.ndarray, " n"], correct: Float[np.ndarray, " n"], *, bins: int = BINS
 ) -> float:
@@ -66,7 +77,7 @@ def expected_calibration_error(
     References:
         Guo et al., On Calibration of Modern Neural Networks, ICML 2017, equation 3.
     """
-    index = np.clip(np.ceil(np.asarray(confidence, np.float64) * bins).astype(int) - 1, 0, bins - 1)
+    index = confidence_bins(confidence, bins)
     gap = np.bincount(index, weights=np.float64(correct) - np.float64(confidence), minlength=bins)
     return float(np.abs(gap).sum() / len(index))
 

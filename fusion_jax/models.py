@@ -28,6 +28,10 @@ class FusionModel(nn.Module):
             as are.
         rematerialise: compute the encoders' activations again in the backward pass instead of
             keeping them: less memory, about a third more time, the same numbers.
+        temperature_scaling: divide the logits by a temperature in evaluation mode, one number that
+            `fusion_jax.training.temperature` fits on validation examples: the same answers, with
+            confidences that match how often they are right. Unimodal logits, from which schedulers
+            take signals, are left as they are. For predictions that are logits [B, K].
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -51,6 +55,12 @@ class FusionModel(nn.Module):
     head: nn.Module
     preprocess: dict[str, nn.Module] = dataclasses.field(default_factory=dict)
     rematerialise: bool = False
+    temperature_scaling: bool = False
+
+    def setup(self) -> None:
+        """Declare the temperature, 1 before it is fitted."""
+        if self.temperature_scaling:
+            self.temperature = self.variable("calibration", "temperature", jnp.ones, ())
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -159,6 +169,8 @@ class FusionModel(nn.Module):
             train=train,
         )
         prediction = self.head(self.fusion(features, fusion.weights, present), train=train)
+        if self.temperature_scaling and not train:
+            prediction = prediction / self.temperature.value
         return ModelOutput(prediction, unimodal, fusion, features, present, noise_level)
 
     def _on_subsets(

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.cells import Cell, Condition, Conditions
-from fusion_jax.corruptions.batch import corrupt_batch
+from fusion_jax.evaluation.grid import corrupted_inputs, example_severities
 from fusion_jax.evaluation.pictures import picture
 from fusion_jax.evaluation.records import Records
-from fusion_jax.rng import example_keys, stream
 from fusion_jax.sources import Source
 
 WORST_CELLS = 10
@@ -100,11 +99,9 @@ def given_input(
     if not condition.corruption:
         return x
     corruption = next(each for each in corruptions if type(each).__name__ == condition.corruption)
-    severity, ids = jnp.full(len(x), condition.severity, jnp.float32), jnp.asarray(example_id)
-    if condition.drawn:
-        keys = example_keys(stream(key, "severity", name), ids)
-        severity = severity * jax.vmap(jax.random.uniform)(keys)
-    keys = example_keys(stream(key, condition.corruption, name), ids)
-    run = jax.jit(functools.partial(corrupt_batch, corruption))
-    needed = {"donor": donor} if getattr(corruption, "needs_donor", False) else {}
-    return np.asarray(run(x, keys=keys, severity=severity, **needed))
+    ids = jnp.asarray(example_id)
+    severities = example_severities(condition, ids, key, modality=name)
+    run = jax.jit(
+        functools.partial(corrupted_inputs, corruption, modality=name, shared=condition.shared)
+    )
+    return np.asarray(run(x, severities, ids, key, donor))

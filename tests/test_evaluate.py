@@ -293,7 +293,7 @@ def test_cells_equal_a_direct_evaluation(run):
             dict.fromkeys(spec.names, "GaussianNoise"), severities=(0.3, 1.0), mixed=(0.8,)
         ),
     ]
-    assert len(cells) == 3 + 4 + 1
+    assert len(cells) == 3 + 4 + 2
     key = jax.random.key(3)
     found = evaluate_grid(
         compiled_grid(config),
@@ -311,10 +311,11 @@ def test_cells_equal_a_direct_evaluation(run):
                 c for c in corruptions[name] if type(c).__name__ == condition.corruption
             )
             severity = np.full(NUM_TEST, condition.severity, np.float32)
+            whose = "all modalities" if condition.shared else name
             if condition.drawn:
-                keys = example_keys(stream(key, "severity", name), record["example_id"])
+                keys = example_keys(stream(key, "severity", whose), record["example_id"])
                 severity = severity * jax.vmap(jax.random.uniform)(keys)
-            noise = stream(key, condition.corruption, name)
+            noise = stream(key, condition.corruption, whose)
             keys = example_keys(noise, record["example_id"])
             inputs[name] = corrupt_batch(corruption, inputs[name], keys=keys, severity=severity)
             m = spec.names.index(name)
@@ -376,6 +377,40 @@ def test_corruptions_that_do_not_fit_are_refused_before_anything_is_written(run,
     assert not workdir.exists()
 
 
+def test_a_head_of_other_classes_is_refused_before_anything_is_written(run, tmp_path):
+    _, _, config, _ = run
+    model = config.model.clone(head=ClassificationHead(2))
+    with pytest.raises(
+        FusionError, match=r"predicts 2 classes, the data have 3: set config\.model"
+    ):
+        train(dataclasses.replace(config, model=model), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_correlated_cells_draw_once_for_all_modalities_of_an_example(run):
+    workdir, data, config, _ = run
+    _, spec, _ = load_config(workdir)
+    noise = GaussianNoise(deviation=1.0)
+    recipe = Recipe(corruptions=dict.fromkeys(spec.names, noise))
+    config = dataclasses.replace(config, recipe=recipe, unseen={})
+    state = restore_best(state_shapes(config, spec), workdir, 0)
+    mixed, correlated = evaluate_grid(
+        compiled_grid(config),
+        {"params": state.params, **state.collections},
+        eval_batches(data.source("test"), batch_size=16),
+        cells=joint_cells(dict.fromkeys(spec.names, "GaussianNoise"), severities=(), mixed=(1.0,)),
+        key=jax.random.key(3),
+    )
+    whole = mixed.present.all(axis=1)
+    assert whole.sum() > 20
+    apart, together = mixed.noise_level[whole], correlated.noise_level[whole]
+    assert np.abs(np.corrcoef(apart.T)[0, 1]) < 0.5
+    np.testing.assert_array_equal(together[:, 0], together[:, 1])
+    # Each modality by itself is as bad in both.
+    np.testing.assert_allclose(together.mean(axis=0), apart.mean(axis=0), atol=0.2 * apart.max())
+    assert len(np.unique(together[:, 0])) == whole.sum()
+
+
 def test_joint_cells():
     pairs = joint_cells({"a": "A", "b": "B"}, severities=(0.2, 0.4), mixed=(0.4, 1.0))
     labels = [cell_label(cell, {"a": "A", "b": "B"}) for cell in pairs]
@@ -383,6 +418,8 @@ def test_joint_cells():
         *(f"joint/a/{a}+b/{b}" for a in (0.2, 0.4) for b in (0.2, 0.4)),
         "mixed/0.4",
         "mixed/1",
+        "correlated/0.4",
+        "correlated/1",
     ]
     # Of more than two modalities all have the same severity: pairs would be powers.
     many = joint_cells(dict.fromkeys("abc", "A"), severities=(0.2, 0.4), mixed=())

@@ -24,7 +24,7 @@ from fusion_jax.cells import CLEAN, Cell, Condition
 from fusion_jax.corruptions.batch import corrupt_batch
 from fusion_jax.errors import FusionError
 from fusion_jax.models import FusionModel
-from fusion_jax.rng import example_keys, stream
+from fusion_jax.rng import example_keys, name_id, stream
 from fusion_jax.types import Batch, ModelOutput
 
 Place = Callable[[Batch], Batch]
@@ -35,6 +35,8 @@ CELLS_PER_CALL = 32
 # Bytes of encoded conditions that a device holds at once. More conditions are worked through in
 # parts, so device memory does not grow with the grid.
 FEATURE_MEMORY = 2**28
+# Stands in keys for all modalities at once, where a name stands for one.
+ALL_MODALITIES = "all modalities"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +59,28 @@ class CellRecords:
     signals: dict[str, np.ndarray]
 
 
+class TracedCondition(NamedTuple):
+    """A `fusion_jax.cells.Condition` as programs take it, all scalars.
+
+    Attributes:
+        number: of the corruption among the modality's, from 1; 0 is none.
+        severity: in [0, 1].
+        drawn: whether each example has a severity of its own.
+        shared: whether draws are those of the example and not of the modality.
+    """
+
+    number: Any
+    severity: Any
+    drawn: Any = False
+    shared: Any = False
+
+
 class GridProgram(NamedTuple):
     """The compiled parts of the grid.
 
     Attributes:
-        encode: modality -> program (variables, batch, number of the corruption, severity, drawn,
-            key) -> (features, noise level [B]); number 0 is no corruption.
+        encode: modality -> program (variables, batch, TracedCondition, key) -> (features, noise
+            level [B]).
         decide: program (variables, modality -> list of what encode gave, which of them Int[C, M],
             keep Bool[C, M], progress, batch) -> records [C, B, ...] of C cells, and "mask" [B].
         corruptions: modality -> class names, at number - 1.
@@ -212,42 +230,87 @@ def _corrupted_then(
 
     def corrupted(corruption: Any) -> Callable[..., tuple[Array, Array]]:
         def function(
-            x: Array, severities: Array, example_id: Array, key: Array, donor: Array | None
+            x: Array,
+            severities: Array,
+            example_id: Array,
+            key: Array,
+            donor: Array | None,
+            shared: Array,
         ) -> tuple[Array, Array]:
-            keys = example_keys(stream(key, type(corruption).__name__, modality), example_id)
-            noisy = corrupt_batch(corruption, x, keys=keys, severity=severities, donor=donor)
+            noisy = corrupted_inputs(
+                corruption, x, severities, example_id, key, donor, modality=modality, shared=shared
+            )
             return noisy, corruption.noise_level(severities)
 
         return function
 
     def program(
-        variables: PyTree, batch: Batch, number: Array, severity: Array, drawn: Array, key: Array
+        variables: PyTree, batch: Batch, condition: TracedCondition, key: Array
     ) -> tuple[PyTree, Float[Array, " b"]]:
-        share = jax.vmap(jax.random.uniform)(
-            example_keys(stream(key, "severity", modality), batch.example_id)
-        )
-        severities = severity * jnp.where(drawn, share, 1)
+        severities = example_severities(condition, batch.example_id, key, modality=modality)
         x = batch.inputs[modality]
         # A switch, outside any vmap, computes the chosen corruption only.
         x, level = jax.lax.switch(
-            number,
+            condition.number,
             [_untouched, *map(corrupted, corruptions)],
             x,
             severities,
             batch.example_id,
             key,
             (batch.donors or {}).get(modality),
+            condition.shared,
         )
         return encode(variables, x, batch.present[:, m], batch.mask), level
 
     return program
 
 
+def example_severities(
+    condition: TracedCondition | Condition,
+    example_id: Int[Array, " b"],
+    key: Array,
+    *,
+    modality: str,
+) -> Float[Array, " b"]:
+    """The severity of each example of a modality under a condition: [B]."""
+    whose = _draws_of(modality, condition.shared)
+    share = jax.vmap(jax.random.uniform)(example_keys(stream(key, "severity", whose), example_id))
+    return jnp.asarray(condition.severity, jnp.float32) * jnp.where(condition.drawn, share, 1)
+
+
+def corrupted_inputs(
+    corruption: Any,
+    x: Array,
+    severities: Float[Array, " b"],
+    example_id: Int[Array, " b"],
+    key: Array,
+    donor: Array | None,
+    *,
+    modality: str,
+    shared: Bool[Array, ""] | bool = False,
+) -> Array:
+    """Inputs [B, ...] of a modality as the grid with this root key corrupts them."""
+    whose = _draws_of(modality, shared)
+    keys = example_keys(stream(key, type(corruption).__name__, whose), example_id)
+    return corrupt_batch(corruption, x, keys=keys, severity=severities, donor=donor)
+
+
+def _draws_of(modality: str, shared: Bool[Array, ""] | bool) -> Array:
+    """What stands in keys for the modality, or for all of them."""
+    own, common = np.uint32(name_id(modality)), np.uint32(name_id(ALL_MODALITIES))
+    return jnp.where(shared, common, own)
+
+
 def _untouched(
-    x: Array, severities: Array, example_id: Array, key: Array, donor: Array | None
+    x: Array,
+    severities: Array,
+    example_id: Array,
+    key: Array,
+    donor: Array | None,
+    shared: Array,
 ) -> tuple[Array, Float[Array, " b"]]:
     """A clean input and its noise levels."""
-    del example_id, key, donor
+    del example_id, key, donor, shared
     return x, jnp.zeros(severities.shape)
 
 
@@ -357,8 +420,8 @@ def grid_chunks(
         placed = place(batch)
 
         def encode(name: str, condition: Condition, placed: Batch = placed) -> PyTree:
-            arguments = _arguments(program, name, condition)
-            return _settled(program.encode[name](variables, placed, *arguments, key))
+            traced = _traced(program, name, condition)
+            return _settled(program.encode[name](variables, placed, traced, key))
 
         plan = plan or _plan(
             cells, {name: _room(encode(name, CLEAN), memory, modalities) for name in modalities}
@@ -543,10 +606,13 @@ def _check_cells(program: GridProgram, cells: Sequence[Cell]) -> None:
                 )
 
 
-def _arguments(
-    program: GridProgram, modality: str, condition: Condition
-) -> tuple[np.int32, np.float32, np.bool_]:
-    """Number of the corruption, severity and drawn, as `GridProgram.encode` takes them."""
+def _traced(program: GridProgram, modality: str, condition: Condition) -> TracedCondition:
+    """A condition as the program of its modality takes it."""
     known = program.corruptions[modality]
     number = known.index(condition.corruption) + 1 if condition.corruption else 0
-    return np.int32(number), np.float32(condition.severity), np.bool_(condition.drawn)
+    return TracedCondition(
+        np.int32(number),
+        np.float32(condition.severity),
+        np.bool_(condition.drawn),
+        np.bool_(condition.shared),
+    )

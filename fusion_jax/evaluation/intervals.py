@@ -179,6 +179,27 @@ def seed_p_values(
     return [p_value(np.concatenate(found)) for found in means]
 
 
+def guarded_p_values(
+    values: Sequence[Float[np.ndarray, "s n"]],
+    clusters: Mapping[str, Int[np.ndarray, " n"]],
+    *,
+    num: int,
+    blocks: int = P_VALUE_BLOCKS,
+) -> list[float]:
+    """The larger of `seed_p_values` and `between_seeds` for each comparison.
+
+    With few seeds, resampling alone finds differences that are none.
+
+    Args:
+        values: for each comparison [S, N] differences by seed and example; S may differ.
+        clusters: name -> id of the cluster of each example.
+        num: N.
+        blocks: as in `seed_p_values`.
+    """
+    resampled = seed_p_values(values, clusters, num=num, blocks=blocks)
+    return [max(p, between_seeds(each)) for p, each in zip(resampled, values, strict=True)]
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Adjusted p-values, in the given order, each in [0, 1].
 

@@ -213,7 +213,7 @@ def _by_seed_rows(endpoints: Mapping[str, Any]) -> list[str]:
 def _trained(result: Mapping[str, Any]) -> str:
     """Up to which severity was trained, in a sentence."""
     runs, labels = result["runs"], {label for cells in result["cells"].values() for label in cells}
-    known_kinds = ("clean", "noise", "missing", "joint", "mixed")
+    known_kinds = ("clean", "noise", "missing", "joint", "mixed", "correlated")
     other = any(label.partition("/")[0] not in known_kinds for label in labels)
     unseen = "; conditions named after a corruption are of a kind that was not" if other else ""
     known = {label: run["training_severity"] for label, run in runs.items() if run["made"]}

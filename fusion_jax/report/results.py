@@ -56,7 +56,8 @@ class Cell:
 
     Attributes:
         label: its name in report.json, in records and in files of limits.
-        corruption: class name, "none", or "joint" and "mixed" where several inputs are touched.
+        corruption: class name, "none", or "joint", "mixed" and "correlated" where several inputs
+            are touched.
         modality: the one that is corrupted, None where it is none or several.
         severity: of that corruption; the highest one of a joint cell.
         strength: the same in physical units, in words.
@@ -94,7 +95,12 @@ class Cell:
     @property
     def is_drawn(self) -> bool:
         """Whether each example has severities of its own, up to those named."""
-        return self.corruption == "mixed" and self.is_several
+        return self.corruption in ("mixed", "correlated") and self.is_several
+
+    @property
+    def is_correlated(self) -> bool:
+        """Whether these severities are the same for all inputs of an example."""
+        return self.corruption == "correlated" and self.is_several
 
     @property
     def unseen(self) -> bool:

@@ -147,7 +147,10 @@ def corruption_rows(results: Results) -> dict[str, Any] | None:
 def joint_rows(results: Results) -> dict[str, Any]:
     """Joint cells that a heat map does not show: with mixed severities, or of more modalities."""
     has_map = heat_map(results) is not None
-    mixed = [cell for cell in results.joint if cell.is_drawn]
+    mixed = sorted(
+        (cell for cell in results.joint if cell.is_drawn),
+        key=lambda cell: (cell.severity, cell.is_correlated),
+    )
     rest = [] if has_map else [cell for cell in results.joint if not cell.is_drawn]
     rest.sort(key=lambda cell: cell.accuracy.mean)
     return {
@@ -164,7 +167,7 @@ def cell_row(results: Results, cell: Cell) -> dict[str, Any]:
         level = [severity(cell.severity)]
     else:
         # "0 to" says that each example has severities of its own.
-        start = "0 to " if cell.is_drawn else ""
+        start = "" if not cell.is_drawn else "same 0 to " if cell.is_correlated else "0 to "
         corruption, target = list(cell.corruptions.values()), list(cell.severities)
         level = [start + severity(value) for value in cell.severities.values()]
     return {

@@ -68,7 +68,11 @@ def condition(results: Results, cell: Cell) -> str:
         return left if cell.missing else "with clean input"
     if cell.is_drawn:
         # The corruptions are those of training, and a sentence needs no list of strengths here.
-        words = f"with severities that differ between examples, from 0 to {severity(cell.severity)}"
+        which = "the same in all inputs" if cell.is_correlated else "different in each input"
+        words = (
+            f"with severities that differ between examples, {which}, "
+            f"from 0 to {severity(cell.severity)}"
+        )
     else:
         targets = [
             f"{corruption} on {name} at severity {severity(cell.severities[name])}"

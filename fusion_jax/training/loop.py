@@ -5,14 +5,14 @@ import functools
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
 from fusion_jax.cells import Cell, robustness_cells
 from fusion_jax.config import Config
-from fusion_jax.data.loader import eval_batches, train_batches
+from fusion_jax.data.loader import eval_batches, first_batch, train_batches
 from fusion_jax.errors import FusionError, Stopped, first_line
 from fusion_jax.evaluation.grid import evaluate_grid, make_grid_program
 from fusion_jax.rng import stream
@@ -31,7 +31,8 @@ from fusion_jax.training.checkpoints import SELECTION, Checkpoints
 from fusion_jax.training.parallel import make_strategy
 from fusion_jax.training.progress import RunLog, flatten_metrics
 from fusion_jax.training.step import make_train_step
-from fusion_jax.types import TrainState
+from fusion_jax.training.temperature import TemperatureScaling
+from fusion_jax.types import ModelOutput, TrainState
 
 SHOWN = ("loss", "accuracy", "validation/accuracy", "validation/selection")
 
@@ -63,6 +64,7 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     sources = {split: config.data.source(split) for split in ("train", "validation")}
     spec = sources["train"].spec
     _check_modalities(config, spec)
+    _check_classes(config, spec)
     _check_corruptions(config, spec)
     # All that can be refused is refused before anything is written: a folder with a configuration
     # in it takes no other.
@@ -112,6 +114,13 @@ class Trainer:
             config.task,
             {name: (corruption,) for name, corruption in config.recipe.corruptions.items()},
             compiled=self.parallel.evaluation,
+        )
+        self.scaling = (
+            TemperatureScaling(
+                config.model, compiled=self.parallel.evaluation, place=self.parallel.place_rows
+            )
+            if config.model.temperature_scaling
+            else None
         )
 
     def train_seed(self, index: int, folder: Path, sources: dict[str, Source]) -> TrainState:
@@ -168,6 +177,7 @@ class Trainer:
                 if step % config.log_every == 0 or validate or stopping:
                     self._flush(pending, log, checkpoints)
                 if validate:
+                    state = self._scaled(state, validation, log)
                     scores = self.validate(state, validation)
                     named = {f"validation/{name}": score for name, score in scores.items()}
                     _refuse_not_finite(named, step, checkpoints)
@@ -202,6 +212,22 @@ class Trainer:
         if fetched:
             log.write(fetched[-1][0], flatten_metrics(means, self.modalities), say=SHOWN)
 
+    def _scaled(self, state: TrainState, source: Source, log: RunLog) -> TrainState:
+        """The state with its temperature fitted on the validation split, where it has one."""
+        if self.scaling is None:
+            return state
+        step = int(state.step)
+        state, why = self.scaling.fit(
+            state, self._validation_batches(source), progress=step / self.config.num_steps
+        )
+        if why:
+            log.say(step, f"the temperature is 1: {why}")
+        return state
+
+    def _validation_batches(self, source: Source) -> Iterator[Any]:
+        """All of a split, this host's part of each batch."""
+        return eval_batches(source, batch_size=self.config.eval_batch_size, host=hosts.this_host())
+
     def validate(self, state: TrainState, source: Source) -> dict[str, float]:
         """Scores on the validation split.
 
@@ -212,13 +238,13 @@ class Trainer:
         severity = recipe.largest_severity()
         cells = robustness_cells(
             self.modalities,
-            corrupted=recipe.corruption_names(),
+            corrupted=self.config.conditions().names,
             severities=[severity] if severity else [],
         )
         found = evaluate_grid(
             self.grid,
             {"params": state.params, **state.collections},
-            eval_batches(source, batch_size=self.config.eval_batch_size, host=hosts.this_host()),
+            self._validation_batches(source),
             cells=cells,
             key=stream(jax.random.key(0), "validation"),
             progress=int(state.step) / self.config.num_steps,
@@ -230,6 +256,8 @@ class Trainer:
             f"{_cell_name(cell)}": score["accuracy"]
             for cell, score in zip(cells[1:], scores[1:], strict=True)
         }
+        if self.scaling is not None:
+            named["temperature"] = float(state.collections["calibration"]["temperature"])
         return {**scores[0], **named, SELECTION: float(np.mean([s["accuracy"] for s in scores]))}
 
 
@@ -258,6 +286,21 @@ def _check_modalities(config: Config, spec: DataSpec) -> None:
         raise FusionError(
             f"the model's modalities are {list(config.model.modalities)}, "
             f"the data's {list(spec.names)}: change config.model.encoders or config.data"
+        )
+
+
+def _check_classes(config: Config, spec: DataSpec) -> None:
+    """The model must predict the classes of the data: what it cannot name costs nothing."""
+    shapes, batch = state_shapes(config, spec), first_batch(spec)
+    output = jax.eval_shape(
+        lambda variables: config.model.apply(variables, batch.inputs, batch.present, train=False),
+        {"params": shapes.params, **shapes.collections},
+    )
+    classes = cast(ModelOutput, output).prediction.shape[-1]
+    if classes != spec.num_classes:
+        raise FusionError(
+            f"the model predicts {classes} classes, the data have {spec.num_classes}: "
+            f"set config.model.head.num_classes={spec.num_classes}"
         )
 
 

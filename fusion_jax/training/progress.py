@@ -87,11 +87,15 @@ class RunLog:
         seconds = (self._num_steps - step) * self._batch_size / max(self.rate(), 1e-9)
         words = "  ".join(f"{name} {value}" for name, value in shown.items())
         left = f"{self.rate():.0f} examples/s  {tqdm.format_interval(seconds)} left"
-        print(
-            f"{self._title}  step {step}/{self._num_steps}  {words}  {left}",
-            file=sys.stderr,
-            flush=True,
-        )
+        self.say(step, f"{words}  {left}")
+
+    def say(self, step: int, words: str) -> None:
+        """Show a line, above the bar where there is one."""
+        if self._folder is None:
+            return
+        line = f"{self._title}  step {step}/{self._num_steps}  {words}"
+        tqdm.write(line, file=sys.stderr)
+        sys.stderr.flush()
 
     def close(self) -> None:
         """Close; what was written is on disk already."""

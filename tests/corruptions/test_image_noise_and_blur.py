@@ -20,6 +20,8 @@ from fusion_jax.corruptions.shot_noise import ShotNoise
 from fusion_jax.corruptions.speckle_noise import SpeckleNoise
 from fusion_jax.corruptions.zoom_blur import ZoomBlur
 from fusion_jax.errors import FusionError
+from tests.golden.make_image_corruptions_blur import pictures as draw_pictures
+from tests.golden.make_image_corruptions_blur import statistics
 
 # Programs of 224-pixel images take long to compile.
 pytestmark = pytest.mark.slow
@@ -50,36 +52,7 @@ def grey(level, side=224):
 # Against published code
 
 
-@functools.cache
-def pictures(count=3, side=224):
-    """What tests/golden/make_image_corruptions_blur.py draws."""
-    generator = np.random.default_rng(11)
-    rows, columns = np.mgrid[:side, :side]
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])
-    frequency[0, 0] = np.inf
-    found = []
-    for _ in range(count):
-        spectrum = np.fft.fft2(generator.normal(size=(3, side, side))) / frequency[None]
-        texture = np.moveaxis(np.fft.ifft2(spectrum).real, 0, -1)
-        picture = 110 + 35 * texture / texture.std()
-        for _ in range(8):
-            middle, size = generator.uniform(0, side, 2), generator.uniform(6, 40)
-            disc = np.hypot(rows - middle[0], columns - middle[1]) < size
-            bar = (abs(rows - middle[0]) < size) & (abs(columns - middle[1]) < size / 5)
-            shape = disc if generator.uniform() < 0.5 else bar
-            picture[shape] = 0.3 * picture[shape] + 0.7 * generator.uniform(0, 255, 3)
-        found.append(np.clip(np.round(picture), 0, 255).astype(np.uint8))
-    return np.stack(found)
-
-
-def statistics(before, after):
-    before, after = before.astype(np.float64), after.astype(np.float64)
-    kept = [
-        (np.diff(after, axis=axis) ** 2).mean() / (np.diff(before, axis=axis) ** 2).mean()
-        for axis in (1, 0)
-    ]
-    change = after - before
-    return [np.abs(change).mean(), change.mean(), after.std(), *kept]
+pictures = functools.cache(draw_pictures)
 
 
 # Published code cuts fractions of a level off, so its means lie half a level lower.

@@ -22,6 +22,7 @@ from fusion_jax.corruptions.spatter import MUD, Spatter
 from fusion_jax.errors import FusionError
 from fusion_jax.frequency import block_dct
 from fusion_jax.rng import example_keys
+from tests.golden.make_image_corruptions_weather import pictures as draw_pictures
 
 # Programs of 224-pixel images take long to compile.
 pytestmark = pytest.mark.slow
@@ -53,30 +54,7 @@ def colourful(*shape, low=0, high=256):
 # Against published code
 
 
-@functools.cache
-def pictures(count=8, side=224):
-    """What tests/golden/make_image_corruptions_weather.py draws."""
-    generator = np.random.default_rng(20240)
-    row, column = np.mgrid[:side, :side]
-    radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])
-    radius[0, 0] = np.inf
-    found = np.empty((count, side, side, 3), np.uint8)
-    for picture in found:
-        noise = np.fft.fft2(generator.normal(size=(4, side, side))) / radius
-        texture = np.fft.ifft2(noise).real
-        texture /= texture.std(axis=(1, 2), keepdims=True)
-        together = texture[0, :, :, None]
-        values = generator.uniform(70, 160, 3) + 30 * together
-        values = values + 12 * np.moveaxis(texture[1:], 0, -1)
-        for _ in range(6):
-            y, x = generator.uniform(0, side, 2)
-            size, colour = generator.uniform(8, 50), generator.uniform(0, 255, 3)
-            inside = np.hypot(row - y, column - x) < size
-            if generator.uniform() < 0.5:
-                inside = (abs(row - y) < size) & (abs(column - x) < size / 4)
-            values[inside] = 0.3 * values[inside] + 0.7 * colour
-        picture[:] = np.clip(np.round(values), 0, 255)
-    return found
+pictures = functools.cache(draw_pictures)
 
 
 def energy(values):

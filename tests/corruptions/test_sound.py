@@ -1,7 +1,6 @@
 """Corruptions of waveforms: what each promises physically, and statistics of published ones."""
 
 import functools
-import itertools
 from pathlib import Path
 
 import jax
@@ -22,6 +21,8 @@ from fusion_jax.corruptions.speed import Speed
 from fusion_jax.corruptions.temporal_blur import TemporalBlur
 from fusion_jax.corruptions.time_mask import TimeMask
 from fusion_jax.errors import FusionError
+from tests.golden.make_sound_corruptions import sounds as make_sounds
+from tests.golden.make_sound_corruptions import statistics
 
 RATE = 16_000
 PUBLISHED = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -55,38 +56,7 @@ def white(length=RATE, seed=0):
     return (0.1 * np.random.default_rng(seed).normal(size=length)).astype(np.float32)
 
 
-@functools.cache
-def sounds():
-    """As in tests/golden/make_sound_corruptions.py."""
-    generator = np.random.default_rng(5)
-    time = np.arange(RATE) / RATE
-    made = []
-    for pitch in (110.0, 170.0, 260.0, 390.0):
-        numbers = np.arange(1, int(7000 / pitch))
-        phases = generator.uniform(0, 2 * np.pi, len(numbers))
-        vibrato = pitch * (time + 0.002 * np.sin(2 * np.pi * 3 * time))
-        voice = np.sin(2 * np.pi * numbers[:, None] * vibrato + phases[:, None])
-        voice = (voice / numbers[:, None]).sum(axis=0)
-        envelope = 0.5 - 0.5 * np.cos(2 * np.pi * 2 * time)
-        envelope[(time > 0.5) & (time < 0.65)] = 0
-        voice = envelope * voice / np.abs(voice).max()
-        made.append(0.5 * voice + 0.002 * generator.standard_normal(RATE))
-    return np.asarray(made, np.float32)
-
-
-def statistics(x, y):
-    """As in tests/golden/make_sound_corruptions.py."""
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    rms = np.sqrt((x**2).mean())
-    energy = np.abs(np.fft.rfft(y)) ** 2
-    frequency = np.fft.rfftfreq(len(y), 1 / RATE)
-    bands = [
-        energy[(frequency >= low) & (frequency < high)].sum()
-        for low, high in itertools.pairwise((0, 250, 500, 1000, 2000, 4000, 8000.1))
-    ]
-    change = np.abs(y - x).mean() / rms
-    level = np.sqrt((y**2).mean()) / rms
-    return np.asarray([change, level, *(np.asarray(bands) / energy.sum())])
+sounds = functools.cache(make_sounds)
 
 
 @functools.cache

@@ -107,8 +107,9 @@ def test_the_joint_grid_meets_every_condition_of_one_modality_with_every_one_of_
 def test_the_standard_grid_comes_first_in_the_joint_one():
     standard, joint = CONDITIONS.cells(NAMES), CONDITIONS.cells(NAMES, "joint")
     assert joint[: len(standard)] == standard and len(set(joint)) == len(joint)
-    # 1 + 2 kinds x 3 severities + missing: 8 states each, but not both missing, and two mixtures.
-    assert len(joint) == 8 * 8 - 1 + 2
+    # 1 + 2 kinds x 3 severities + missing: 8 states each, but not both missing; two mixed cells
+    # and two correlated ones.
+    assert len(joint) == 8 * 8 - 1 + 4
     with pytest.raises(FusionError, match="no grid 'full': choose one of"):
         CONDITIONS.cells(NAMES, "full")
 

@@ -41,14 +41,14 @@ def make_row(*, seed, modalities, corruption="none", modality=None, severity=0.0
     } | make_numbers(seed, modalities, {modality: severity} if modality else {}, missing)
 
 
-def make_joint_row(*, seed, modalities, severities, missing=(), corruption="noise", drawn=False):
+def make_joint_row(*, seed, modalities, severities, missing=(), corruption="noise", drawn=""):
     """A row of several inputs: as evaluate.py writes it."""
     parts = [f"{name}/{severity:g}" for name, severity in severities.items()]
     parts += [f"missing/{name}" for name in missing]
     limit = max(severities.values())
     return {
-        "cell": f"mixed/{limit:g}" if drawn else "joint/" + "+".join(parts),
-        "corruption": "mixed" if drawn else "joint",
+        "cell": f"{drawn}/{limit:g}" if drawn else "joint/" + "+".join(parts),
+        "corruption": drawn or "joint",
         "corruptions": dict.fromkeys(severities, corruption),
         "severities": dict(severities),
         "strength": ", ".join(strength(severity) for severity in severities.values()),
@@ -144,7 +144,7 @@ def make_report(*, modalities=("audio", "image"), seeds=(0, 1, 2), corruptions=(
 
 
 def with_joint(report, *, missing=True):
-    """Add the joint grid of two modalities, or all at once for more, and two mixed cells."""
+    """Add the joint grid of two modalities, or all at once for more, and drawn severities."""
     modalities = tuple(report["data"]["modalities"])
     together = (
         itertools.product(SEVERITIES, repeat=2)
@@ -153,7 +153,9 @@ def with_joint(report, *, missing=True):
     )
     conditions = [{"severities": dict(zip(modalities, s, strict=True))} for s in together]
     conditions += [
-        {"severities": dict.fromkeys(modalities, limit), "drawn": True} for limit in (0.4, 1.0)
+        {"severities": dict.fromkeys(modalities, limit), "drawn": drawn}
+        for drawn in ("mixed", "correlated")
+        for limit in (0.4, 1.0)
     ]
     if missing:
         conditions += [
@@ -719,7 +721,7 @@ def test_heat_map_has_every_joint_cell_and_lower_is_darker():
     found = fields(page_text)
     means = {}
     for row in [*report["cells"], *report["joint"]]:
-        if row["corruption"] != "mixed":
+        if row["corruption"] not in ("mixed", "correlated"):
             means.setdefault(row["cell"], []).append(100 * row["accuracy"])
     means = {label: sum(values) / len(values) for label, values in means.items()}
     shown = {label: text for label, (text, _) in found.items() if label}
@@ -764,13 +766,17 @@ def test_mixed_cells_and_joint_cells_of_three_modalities_are_a_table():
     report = with_joint(make_report(modalities=("a", "b", "c")), missing=False)
     page = Page(render_report(report))
     [table] = page.tables["joint"]
-    assert [line[0] for line in table[1:3]] == [
-        "with severities that differ between examples, from 0 to 0.4",
-        "with severities that differ between examples, from 0 to 1 (beyond training)",
+    apart = "with severities that differ between examples, different in each input, from 0 to"
+    same = "with severities that differ between examples, the same in all inputs, from 0 to"
+    assert [line[0] for line in table[1:5]] == [
+        f"{apart} 0.4",
+        f"{same} 0.4",
+        f"{apart} 1 (beyond training)",
+        f"{same} 1 (beyond training)",
     ]
     # 0.96 less 0.5 x severity x (1 + 1/2 + 1/3), at least 0.1; and 0.004 on average.
-    assert [line[1].split("|")[0] for line in table[3:]] == ["10.4 %", "32.2 %", "59.7 %", "78.1 %"]
-    assert "noise on a at severity 1, noise on b at severity 1 and noise on c" in table[3][0]
+    assert [line[1].split("|")[0] for line in table[5:]] == ["10.4 %", "32.2 %", "59.7 %", "78.1 %"]
+    assert "noise on a at severity 1, noise on b at severity 1 and noise on c" in table[5][0]
 
 
 def test_no_joint_cells_is_said():

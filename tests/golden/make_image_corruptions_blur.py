@@ -33,7 +33,7 @@ NAMES = (
 def pictures(count: int = 3, side: int = 224) -> np.ndarray:
     """[N, side, side, 3], 8-bit: textures of spectrum 1/f with discs and bars on top.
 
-    tests/corruptions/test_image_noise_and_blur.py draws the same.
+    tests/corruptions/test_image_noise_and_blur.py uses it too.
     """
     generator = np.random.default_rng(11)
     rows, columns = np.mgrid[:side, :side]

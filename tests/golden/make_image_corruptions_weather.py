@@ -31,8 +31,8 @@ DRAWS = 6
 
 def pictures(count: int = 8, side: int = 224) -> np.ndarray:
     """Pictures [N, side, side, 3] by seed: a 1/f texture with a common part of the channels, and
-    discs and bars of other colours. tests/corruptions/test_image_weather_and_digital.py draws the
-    same."""
+    discs and bars of other colours; tests/corruptions/test_image_weather_and_digital.py uses it.
+    """
     generator = np.random.default_rng(20240)
     row, column = np.mgrid[:side, :side]
     radius = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None])

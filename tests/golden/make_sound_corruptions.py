@@ -26,7 +26,7 @@ RATE = 16_000
 def sounds() -> np.ndarray:
     """[4, RATE] float32: voices of harmonics that fall by 1 / k, with a pause and faint noise.
 
-    tests/corruptions/test_sound.py makes the same. No sample is 0.
+    tests/corruptions/test_sound.py uses it too. No sample is 0.
     """
     generator = np.random.default_rng(5)
     time = np.arange(RATE) / RATE
