@@ -22,6 +22,7 @@ ALLOW = flags.DEFINE_list("allow", [], "packages besides fusion_jax whose classe
 KINDS = flags.DEFINE_enum(
     "corruptions", "config", list(CORRUPTIONS), "all: every corruption that fits the inputs"
 )
+SEVERITIES = flags.DEFINE_multi_float("severity", None, "in place of the configuration's; repeat")
 GRID = flags.DEFINE_enum(
     "grid", "standard", list(GRIDS), "joint: every condition of a modality with every other one's"
 )
@@ -40,6 +41,7 @@ def main() -> None:
         allow=ALLOW.value,
         grid=GRID.value,
         corruptions=KINDS.value,
+        severities=SEVERITIES.value,
         compare_with=COMPARE.value,
         thresholds=THRESHOLDS.value,
         pictures=True,

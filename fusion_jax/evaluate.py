@@ -56,6 +56,7 @@ def evaluate(
     allow: Sequence[str] = (),
     grid: str = "standard",
     corruptions: str = "config",
+    severities: Sequence[float] | None = None,
     compare_with: str | Path | None = None,
     thresholds: str | Path | None = None,
     pictures: bool = False,
@@ -77,6 +78,7 @@ def evaluate(
             ones too).
         corruptions: "config" (those that the configuration names) or "all" that fit the inputs
             besides (`fusion_jax.suites`).
+        severities: in (0, 1], in place of the configuration's.
         compare_with: folder of another run that was evaluated on the same split; the report then
             has the differences of each cell, paired by example and training seed.
         thresholds: file of limits (`fusion_jax.evaluation.thresholds`); what the report's
@@ -98,11 +100,13 @@ def evaluate(
     limits = read_thresholds(thresholds) if thresholds else []
     other = _evaluated(Path(compare_with), split) if compare_with else None
     config = _with_corruptions(config, spec, corruptions)
+    if severities is not None:
+        config = dataclasses.replace(config, evaluation_severities=_checked(severities))
     evaluator = _run_evaluator(config, _source(config, data, split, spec), split, grid, silent)
     check_patterns(evaluator.labels, limits)
     # There while an evaluation is under way: what a killed one finished is used again.
     under_way = workdir / f".evaluating_{split}"
-    evaluator.reuse = hosts.shared(under_way.exists())
+    evaluator.reuse = bool(hosts.shared(under_way.exists()))
     hosts.lead_does(lambda: _touch(under_way))
     # Conformal sets are calibrated on examples that are not tested.
     held_out = _source(config, data, "validation", spec) if split == "test" else None
@@ -261,9 +265,7 @@ def evaluate_function(
         FusionError: for corruptions of modalities that the source lacks.
     """
     workdir, task, parallel = Path(workdir), Classification(), DataParallel()
-    if not severities or not all(0 < severity <= 1 for severity in severities):
-        raise FusionError(f"severities is {tuple(severities)}: each must lie in (0, 1]")
-    conditions = Conditions(corruptions, unseen or {}, tuple(severities), training_severity)
+    conditions = Conditions(corruptions, unseen or {}, _checked(severities), training_severity)
     unknown = set(conditions.corruptions) - set(source.spec.names)
     if unknown:
         raise FusionError(
@@ -294,6 +296,13 @@ def evaluate_function(
     records = evaluator.records({}, seed_folder(workdir, 0) / "records_test", facts=facts)
     run = {"config": None, "overrides": []} | describe_machine()
     return write_report(workdir, evaluator.report([records], seeds=[0], run=run, name=name))
+
+
+def _checked(severities: Sequence[float]) -> tuple[float, ...]:
+    """Severities in rising order, refused where they are none."""
+    if not severities or not all(0 < severity <= 1 for severity in severities):
+        raise FusionError(f"severities is {tuple(severities)}: each must lie in (0, 1]")
+    return tuple(sorted({float(severity) for severity in severities}))
 
 
 def _touch(path: Path) -> None:

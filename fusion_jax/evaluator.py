@@ -96,9 +96,8 @@ class Evaluator:
             identity={name: self.identity[name] for name in self.identity if name != "present"},
             writes=hosts.is_lead(),
             reuse=self.reuse,
+            agree=hosts.shared,
         )
-        # Nobody writes before all have seen how far it is.
-        hosts.wait_for_all(f"evaluate {folder}")
         chunks = grid_chunks(
             self.program,
             variables,

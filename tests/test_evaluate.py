@@ -526,12 +526,15 @@ def test_a_report_has_summaries_and_can_have_limits_and_a_comparison(run, tmp_pa
 
 def test_all_corruptions_that_fit_can_be_asked_for(run):
     workdir, data, _, report = run
-    wide = evaluate(workdir, data=data, corruptions="all")
+    wide = evaluate(workdir, data=data, corruptions="all", severities=(1.0, 0.3))
+    assert {row["severity"] for row in wide["cells"]} == {0.0, 0.3, 1.0}
     kinds = {row["corruption"] for row in wide["cells"]}
     assert kinds > {row["corruption"] for row in report["cells"]}
     assert {"Scaling", "MissingColumns", "ImpulseNoise"} <= kinds
     with pytest.raises(FusionError, match="corruptions is 'some': choose one of"):
         evaluate(workdir, data=data, corruptions="some")
+    with pytest.raises(FusionError, match=r"severities is \(2\.0,\): each must lie in"):
+        evaluate(workdir, data=data, severities=(2.0,))
     # The module's other tests read the records of the plain evaluation.
     assert evaluate(workdir, data=data) == report
 

@@ -34,7 +34,10 @@ Corruptions = Mapping[str, Sequence[Any]]
 CELLS_PER_CALL = 32
 # Bytes of encoded conditions that a device holds at once. More conditions are worked through in
 # parts, so device memory does not grow with the grid.
-FEATURE_MEMORY = 2**28
+FEATURE_MEMORY = 3 * 2**28
+# Times that encoded conditions may be there at once: those that are swept, their copy in one array
+# inside the sweep, and those of the next part.
+COPIES = 3
 # Stands in keys for all modalities at once, where a name stands for one.
 ALL_MODALITIES = "all modalities"
 
@@ -530,7 +533,7 @@ def _even(count: int, most: int) -> int:
 def _room(encoded: PyTree, memory: int, modalities: Sequence[str]) -> int:
     """How many conditions of a modality a device can hold, from what one of them takes."""
     taken = sum(leaf.nbytes // len(leaf.sharding.device_set) for leaf in jax.tree.leaves(encoded))
-    return max(1, memory // (len(modalities) * max(taken, 1)))
+    return max(1, memory // (COPIES * len(modalities) * max(taken, 1)))
 
 
 class _Chunk:

@@ -12,7 +12,7 @@ bytes as one that was not.
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,7 @@ class RecordWriter:
         identity: Mapping[str, np.ndarray],
         writes: bool = True,
         reuse: bool = False,
+        agree: Callable[[int], int] = lambda rows: rows,
     ):
         """Begin, or go on.
 
@@ -94,9 +95,11 @@ class RecordWriter:
                 removed.
             cells: names of the cells.
             identity: name -> [N, ...], what is known of the examples.
-            writes: whether this process is the one that writes; others only see how far it is.
+            writes: whether this process is the one that writes; others only follow.
             reuse: whether finished records of the same facts count as written; they are removed
                 otherwise.
+            agree: gives all processes what the one that writes gives it: how far it is. Others do
+                not look for themselves, as it may be removing what they would see.
         """
         self._folder, self._writes = Path(folder), writes
         self._cells, self._num = list(cells), len(next(iter(identity.values())))
@@ -104,7 +107,7 @@ class RecordWriter:
         self._facts = json.loads(json.dumps({**facts, "cells": self._cells, "examples": self._num}))
         self._of_examples = sorted(identity)
         self._arrays: dict[str, np.memmap] = {}
-        self.rows = self._found_rows(reuse)
+        self.rows = agree(self._found_rows(reuse) if writes else 0)
         if writes and not self.rows:
             with writing(f"cannot write {self._folder}"):
                 shutil.rmtree(self._folder, ignore_errors=True)

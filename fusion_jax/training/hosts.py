@@ -85,7 +85,7 @@ def lead_does(action: Callable[[], Any]) -> None:
             action()
         except FusionError as error:
             failure = error
-    failed = shared(failure is not None)
+    failed = bool(shared(failure is not None))
     if failure is not None:
         raise failure
     if failed:
@@ -110,11 +110,11 @@ def should_stop(step: int, noted: bool) -> bool:
     return multihost_utils.reached_preemption_sync_point(step)
 
 
-def shared(value: bool) -> bool:
-    """The leading process's value, on all."""
+def shared(value: int) -> int:
+    """The leading process's number, on all."""
     if jax.process_count() == 1:
         return value
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def _in_cluster() -> bool:

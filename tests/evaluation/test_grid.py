@@ -114,7 +114,7 @@ def test_the_standard_grid_comes_first_in_the_joint_one():
         CONDITIONS.cells(NAMES, "full")
 
 
-@pytest.mark.parametrize("memory", [1, 3 * 8 * 5 * 4 * 2])
+@pytest.mark.parametrize("memory", [1, 3 * 3 * 8 * 5 * 4 * 2])
 def test_results_do_not_depend_on_how_many_conditions_are_held_at_once(memory):
     cells = CONDITIONS.cells(NAMES, "joint")
     for whole, parts in zip(run(cells), run(cells, memory=memory), strict=True):
@@ -141,7 +141,7 @@ def test_programs_are_traced_once_whatever_the_number_of_cells():
     # In parts too: all of them have one shape.
     traced.clear()
     again = make_grid_program(MODEL, Classification(), CORRUPTIONS, compiled=compiled)
-    run(CONDITIONS.cells(NAMES, "joint"), again, memory=3 * 8 * 5 * 4 * 2)
+    run(CONDITIONS.cells(NAMES, "joint"), again, memory=3 * 3 * 8 * 5 * 4 * 2)
     assert len(traced) == 3
 
 
