@@ -4,7 +4,6 @@ The table there names these tests, and those of other files that stand for the o
 """
 
 import ast
-import dataclasses
 import importlib
 import itertools
 import json
@@ -21,7 +20,6 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from packaging.requirements import Requirement
@@ -43,11 +41,11 @@ from fusion_jax.frequency import frequency_ratio
 from fusion_jax.fusion.sum import SumFusion
 from fusion_jax.models import FusionModel
 from fusion_jax.rng import example_keys
+from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.udml import UDMLScheduler
 from fusion_jax.signals.predicted_noise import PredictedNoise
 from fusion_jax.sources import ArraySource
 from fusion_jax.tasks.classification import ClassificationHead
-from fusion_jax.training.checkpoints import digest
 from fusion_jax.training.loop import train
 from tests.conftest import ROOT, make_batch
 from tests.members import members
@@ -132,8 +130,9 @@ def global_draws(text):
         elif isinstance(node, ast.Attribute):
             name = re.fullmatch(r"(?:np|numpy)\.random\.(\w+)", ast.unparse(node))
             found += [name[0]] if name and name[1] not in seeded | {"Generator"} else []
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).startswith("np.random."):
-            found += [] if node.args or node.keywords else [ast.unparse(node)]
+        elif isinstance(node, ast.Call) and not (node.args or node.keywords):
+            named = re.fullmatch(r"(?:np|numpy)\.random\.\w+", ast.unparse(node.func))
+            found += [ast.unparse(node)] if named else []
     return found
 
 
@@ -249,7 +248,7 @@ def run(tmp_path_factory):
     config = Config(
         model=FusionModel(
             encoders={name: MLPEncoder(hidden=(8,), features=6) for name in NAMES},
-            scheduler=UDMLScheduler(),
+            scheduler=StaticScheduler(),
             fusion=SumFusion(),
             head=ClassificationHead(3),
         ),
@@ -259,7 +258,7 @@ def run(tmp_path_factory):
             test=make_split(16, 56, Sealed),
         ),
         balancer=MWAM(),
-        recipe=Recipe(corruptions={"left": GaussianNoise(deviation=1.0)}),
+        recipe=Recipe(modality_dropout=0.0),
         num_steps=4,
         batch_size=8,
         eval_batch_size=8,
@@ -292,16 +291,6 @@ def test_balancing_begins_with_the_first_step(run):
     for line in lines:
         assert line["update_scale/left"] < 1 < line["update_scale/right"]
         assert line["balancer/bank/left"] > line["balancer/bank/right"] > 0
-
-
-def test_a_run_goes_on_from_the_checkpoint_before_to_the_same_bits(run, tmp_path):
-    config, workdir, state = run
-    again = tmp_path / "again"
-    shutil.copytree(workdir, again)
-    shutil.rmtree(again / "seed_0" / "checkpoints" / "4")
-    resumed = train(config, again)
-    assert int(resumed.step) == 4 and int(digest(resumed)) == int(digest(state))
-    assert log_of(again) == log_of(workdir)
 
 
 def test_predictions_need_the_folder_of_the_run_alone(run, tmp_path):
@@ -454,11 +443,20 @@ print(sorted(name for name in asked if name.startswith("tensorflow")))
 
 
 def test_every_module_loads_where_tensorflow_and_pytorch_are_absent():
-    # A package that looks for PyTorch and does without is no dependency; TensorFlow nobody asks for.
+    # A package that looks for PyTorch and does without is no dependency. Nobody asks for
+    # TensorFlow at all.
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
+
+
+def member(module, name):
+    """What `from module import name` gives."""
+    try:
+        return getattr(module, name)
+    except AttributeError:
+        return importlib.import_module(f"{module.__name__}.{name}")
 
 
 def missing_names(text):
@@ -484,7 +482,8 @@ def missing_names(text):
         elif isinstance(node, ast.ImportFrom) and not node.level:
             module = check(node.module, lambda n=node: importlib.import_module(n.module))
             for alias in node.names:
-                value = getattr(module, alias.name, None)
+                name = f"{node.module}.{alias.name}"
+                value = check(name, lambda m=module, a=alias: member(m, a.name))
                 if isinstance(value, types.ModuleType):
                     aliases[alias.asname or alias.name] = value
     for node in ast.walk(tree):
@@ -572,7 +571,7 @@ def test_boolean_flags_read_false_as_false(word, tmp_path):
     overrides = (f"model.rematerialise={word}", f"balancer.permuted={word}")
     found = Run("off", str(path), overrides).build(0)
     assert found.model.rematerialise is False and found.balancer.permuted is False
-    with pytest.raises(FusionError, match="permuted=maybe|maybe"):
+    with pytest.raises(FusionError, match="permuted=maybe"):
         Run("unclear", str(path), ("balancer.permuted=maybe",)).build(0)
 
 

@@ -108,10 +108,19 @@ def seed_means(
         weights: [R, N] from `bootstrap_weights`.
         seed: of the resampling of seeds.
     """
-    drawn = np.random.default_rng(seed).integers(len(values), size=(len(weights), len(values)))
-    totals = weights.sum(axis=1, keepdims=True)
-    means = (weights @ values.astype(np.float32).T) / np.maximum(totals, 1e-12)
-    return np.take_along_axis(means, drawn, axis=1).mean(axis=1)[totals[:, 0] > 0]
+    return _seed_means(np.asarray(values, np.float32)[None], weights, seed=seed)[:, 0]
+
+
+def _seed_means(
+    values: Float[np.ndarray, "c s n"], weights: Float[np.ndarray, "r n"], *, seed: int
+) -> Float[np.ndarray, "k c"]:
+    """`seed_means` of many comparisons at once: one matrix product reads the weights once."""
+    num, seeds, examples = values.shape
+    drawn = np.random.default_rng(seed).integers(seeds, size=(len(weights), 1, seeds))
+    totals = weights.sum(axis=1)
+    sums = (weights @ values.reshape(-1, examples).T).reshape(-1, num, seeds)
+    means = sums / np.maximum(totals, 1e-12)[:, None, None]
+    return np.take_along_axis(means, drawn, axis=2).mean(axis=2)[totals > 0]
 
 
 def p_value(means: Float[np.ndarray, " k"]) -> float:
@@ -171,12 +180,24 @@ def seed_p_values(
         seed: of the resampling.
         blocks: resamples are drawn block by block, which bounds the memory.
     """
-    means: list[list[np.ndarray]] = [[] for _ in values]
+    groups: dict[int, list[int]] = {}
+    for index, one in enumerate(values):
+        groups.setdefault(len(one), []).append(index)
+    stacked = {
+        seeds: np.stack([values[index] for index in members]).astype(np.float32)
+        for seeds, members in groups.items()
+    }
+    means: dict[int, list[np.ndarray]] = {seeds: [] for seeds in groups}
     for block in range(seed, seed + blocks):
         weights = bootstrap_weights(clusters, num=num, seed=block)
-        for found, one in zip(means, values, strict=True):
-            found.append(seed_means(one, weights, seed=block))
-    return [p_value(np.concatenate(found)) for found in means]
+        for seeds, found in means.items():
+            found.append(_seed_means(stacked[seeds], weights, seed=block))
+    found_p = {
+        index: p_value(each)
+        for seeds, members in groups.items()
+        for index, each in zip(members, np.concatenate(means[seeds]).T, strict=True)
+    }
+    return [found_p[index] for index in range(len(values))]
 
 
 def guarded_p_values(
