@@ -28,6 +28,9 @@ class Condition:
 
 
 CLEAN = Condition()
+# The corruption that gives a modality the input of another example: nothing is noisy then, so no
+# weight should move, and only what compares modalities can notice. Its cells are looked at apart.
+MISALIGNMENT = "Misalignment"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +48,11 @@ class Cell:
     def condition(self, modality: str) -> Condition:
         """What is done to a modality."""
         return dict(self.noise).get(modality, CLEAN)
+
+    @property
+    def misaligned(self) -> bool:
+        """Whether an input may belong to another example."""
+        return any(condition.corruption == MISALIGNMENT for _, condition in self.noise)
 
     @property
     def several(self) -> bool:

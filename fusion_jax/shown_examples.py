@@ -31,6 +31,9 @@ def worst_examples(
 ) -> list[dict[str, Any]]:
     """One example of each of the worst cells: the first new one that the first seed gets wrong.
 
+    Cells with inputs of other examples are left aside, where there are others: nothing can be seen
+    there.
+
     Args:
         cells: of the grid.
         found: records of every training seed.
@@ -49,7 +52,9 @@ def worst_examples(
     accuracy = np.mean([records["correct"].mean(axis=1) for records in found], axis=0)
     shown: list[dict[str, Any]] = []
     first, used = found[0], set()
-    for number in np.argsort(accuracy, kind="stable")[:count]:
+    ranked = np.argsort(accuracy, kind="stable").tolist()
+    matched = [number for number in ranked if not cells[number].misaligned]
+    for number in (matched or ranked)[:count]:
         wrong = np.flatnonzero(first["correct"][number] == 0).tolist() or [0]
         # Another one each time, where there is another.
         index = next((one for one in wrong if one not in used), wrong[0])

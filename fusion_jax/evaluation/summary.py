@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from fusion_jax.calibration import conformal_threshold, reliability, risk_coverage
+from fusion_jax.cells import MISALIGNMENT
 from fusion_jax.robustness import change_rate, shapley, spearman_by_modality, worst
 
 # Points of a risk-coverage curve in a report: enough for a line, whatever the number of examples.
 CURVE_POINTS = 50
 CONFORMAL_LEVEL = 0.9
-MISALIGNED = "Misalignment/"
 
 
 def summarise(
@@ -51,7 +51,7 @@ def summarise(
     """
     accuracies = {label: float(row["accuracy"]) for label, row in zip(labels, rows, strict=True)}
     # No confidence can tell that an input is another example's: such cells would hide the rest.
-    matched = {label: each for label, each in accuracies.items() if MISALIGNED not in label}
+    matched = {label: each for label, each in accuracies.items() if f"{MISALIGNMENT}/" not in label}
     worst_label, worst_accuracy = worst(matched)
     shown = {"clean": labels.index("clean"), "worst": labels.index(worst_label)}
     subsets = _subsets(rows, modalities)

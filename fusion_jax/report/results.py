@@ -10,9 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-# The corruption that gives a modality the input of another example: nothing is noisy then, so no
-# weight should move, and only what compares modalities can notice.
-MISALIGNMENT = "Misalignment"
+from fusion_jax.cells import MISALIGNMENT
 
 
 class Number(NamedTuple):
