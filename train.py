@@ -18,6 +18,7 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", help_string="config file, with :variant if it has any"
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made if missing")
+PROFILE = flags.DEFINE_bool("profile", False, "write a trace and say what takes time")
 flags.mark_flag_as_required("config")
 flags.register_validator("workdir", bool, "give the folder of the run")
 
@@ -26,7 +27,7 @@ def main() -> None:
     """Train as the flags say."""
     config = CONFIG.value
     cli.use_compilation_cache(config.compilation_cache)
-    train(config, WORKDIR.value)
+    train(config, WORKDIR.value, profile=PROFILE.value)
     if hosts.is_lead():
         print(f"trained: {WORKDIR.value}; next: python eval.py --workdir={WORKDIR.value}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.cells import Cell, robustness_cells
@@ -29,6 +30,7 @@ from fusion_jax.sources import DataSpec, Source
 from fusion_jax.training import hosts
 from fusion_jax.training.checkpoints import SELECTION, Checkpoints
 from fusion_jax.training.parallel import make_strategy
+from fusion_jax.training.profiling import Profiler, Watch
 from fusion_jax.training.progress import RunLog, flatten_metrics
 from fusion_jax.training.step import make_train_step
 from fusion_jax.training.temperature import TemperatureScaling
@@ -37,7 +39,7 @@ from fusion_jax.types import ModelOutput, TrainState
 SHOWN = ("loss", "accuracy", "validation/accuracy", "validation/selection")
 
 
-def train(config: Config, workdir: str | Path) -> TrainState:
+def train(config: Config, workdir: str | Path, *, profile: bool = False) -> TrainState:
     """Train, or go on where a run in `workdir` stopped.
 
     Layout: `config.json` (the resolved configuration), `run.json` (versions, commit, data
@@ -50,6 +52,8 @@ def train(config: Config, workdir: str | Path) -> TrainState:
     Args:
         config: the experiment. Selection is on validation; the test split is not read.
         workdir: folder of the run; made if missing. A run there must have the same configuration.
+        profile: write a trace of a few steps and a breakdown of the time into `seed_<i>/profile`,
+            and print it (`fusion_jax.training.profiling`). Every step is waited for.
 
     Returns:
         The state after the last step of the last seed.
@@ -77,7 +81,7 @@ def train(config: Config, workdir: str | Path) -> TrainState:
 
         hosts.lead_does(enter)
         for index in range(config.num_seeds):
-            state = run.train_seed(index, seed_folder(workdir, index), sources)
+            state = run.train_seed(index, seed_folder(workdir, index), sources, profile=profile)
     return state
 
 
@@ -95,19 +99,17 @@ class Trainer:
             eval_batch_size=config.eval_batch_size,
             accumulation=config.accumulation,
         )
-        self.step = self.parallel.compile(
-            make_train_step(
-                model=config.model,
-                task=config.task,
-                objective=config.objective,
-                balancer=config.balancer,
-                recipe=config.recipe,
-                tx=build_optimizer(config),
-                num_steps=config.num_steps,
-                accumulation=config.accumulation,
-            ),
-            self.shapes,
+        self._one_step = make_train_step(
+            model=config.model,
+            task=config.task,
+            objective=config.objective,
+            balancer=config.balancer,
+            recipe=config.recipe,
+            tx=build_optimizer(config),
+            num_steps=config.num_steps,
+            accumulation=config.accumulation,
         )
+        self.step = self.parallel.compile(self._one_step, self.shapes)
         # Validation meets what training meets.
         self.grid = make_grid_program(
             config.model,
@@ -123,7 +125,9 @@ class Trainer:
             else None
         )
 
-    def train_seed(self, index: int, folder: Path, sources: dict[str, Source]) -> TrainState:
+    def train_seed(
+        self, index: int, folder: Path, sources: dict[str, Source], *, profile: bool = False
+    ) -> TrainState:
         """Train one seed from its last checkpoint, or from the start."""
         config = self.config
         checkpoints = Checkpoints(folder / "checkpoints")
@@ -151,10 +155,24 @@ class Trainer:
             num_workers=config.num_workers,
             timeout=config.data_timeout,
         )
+        watch = Profiler(folder / "profile", lead=hosts.is_lead()) if profile else Watch()
         with contextlib.closing(log), contextlib.closing(checkpoints), contextlib.closing(batches):
-            state = self._steps(state, batches, checkpoints, log, sources["validation"])
-            checkpoints.wait()
+            state = self._steps(state, batches, checkpoints, log, sources["validation"], watch)
+            with watch.part("checkpoint"):
+                checkpoints.wait()
+        watch.finish(self.flops_per_step)
         return state
+
+    def flops_per_step(self) -> float:
+        """Floating-point operations of a training step over all devices, by XLA's count.
+
+        Of the program as it is written, before XLA changes it. Parts of a batch that are worked
+        through one after the other are counted once by XLA, so by their number here.
+        """
+        batch = jax.eval_shape(
+            lambda: jax.tree.map(jnp.asarray, first_batch(self.spec, size=self.config.batch_size))
+        )
+        return self.config.accumulation * self.parallel.flops(self._one_step, self.shapes, batch)
 
     def _steps(
         self,
@@ -163,12 +181,17 @@ class Trainer:
         checkpoints: Checkpoints,
         log: RunLog,
         validation: Source,
+        watch: Watch,
     ) -> TrainState:
         """From the state's step to the last one."""
         config, pending = self.config, []
         with _sigterm_noted() as stop:
             for step in range(int(state.step) + 1, config.num_steps + 1):
-                state, metrics = self.step(state, self.parallel.place_batch(next(batches)))
+                with watch.part("input"):
+                    batch = self.parallel.place_batch(next(batches))
+                with watch.part("step"):
+                    state, metrics = self.step(state, batch)
+                    watch.settle(metrics)
                 pending.append((step, metrics))
                 log.advance()
                 validate = step % config.eval_every == 0 or step == config.num_steps
@@ -177,12 +200,14 @@ class Trainer:
                 if step % config.log_every == 0 or validate or stopping:
                     self._flush(pending, log, checkpoints)
                 if validate:
-                    state = self._scaled(state, validation, log)
-                    scores = self.validate(state, validation)
+                    with watch.part("evaluation"):
+                        state = self._scaled(state, validation, log)
+                        scores = self.validate(state, validation)
                     named = {f"validation/{name}": score for name, score in scores.items()}
                     _refuse_not_finite(named, step, checkpoints)
                     log.write(step, named, say=SHOWN)
-                    checkpoints.save(state, metrics=scores)
+                    with watch.part("checkpoint"):
+                        checkpoints.save(state, metrics=scores)
                 elif stopping:
                     checkpoints.save(state, metrics=None)
                 # Asked again of this process alone: it may have come during a validation, and

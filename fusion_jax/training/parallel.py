@@ -106,6 +106,18 @@ class DataParallel:
         """The compiled step; it consumes the state it is given."""
         return self.on_mesh(self.program(step, shapes))
 
+    def flops(self, step: Step, shapes: TrainState, batch: Batch) -> float:
+        """Floating-point operations of the step over all devices, by XLA's count.
+
+        Args:
+            step: the step.
+            shapes: of its state.
+            batch: shapes of the whole batch.
+        """
+        lower = self.on_mesh(self.program(step, shapes).lower)
+        lowered = lower(self.template(shapes), self.batch_template(batch))
+        return float(lowered.cost_analysis()["flops"])
+
     def evaluation_program(self, function: Callable[..., Any], *, keep_rows: bool = False) -> Any:
         """A function under `jax.jit`, which can be lowered; see `evaluation`."""
         return jax.jit(function, out_shardings=self._rows if keep_rows else self._everywhere)
@@ -235,6 +247,11 @@ class Pmap(DataParallel):
             )
 
         return run
+
+    def flops(self, step: Step, shapes: TrainState, batch: Batch) -> float:
+        """Floating-point operations of the step over all devices, by XLA's count."""
+        # The program is that of one device.
+        return self.mesh.size * super().flops(step, shapes, batch)
 
     def _local_mesh(self) -> Mesh:
         """The devices of this host."""

@@ -2,8 +2,9 @@
 
 import contextlib
 import statistics
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ class Watch:
         """Wait until values are computed, so that their time counts where it belongs."""
         del values
 
+    def finish(self, flops: Callable[[], float]) -> None:
+        """End the account; `flops` gives the floating-point operations of a step."""
+        del flops
+
 
 class Profiler(Watch):
     """Takes times, and writes a trace of a few steps.
@@ -46,9 +51,9 @@ class Profiler(Watch):
         folder: of the trace and of breakdown.json.
     """
 
-    def __init__(self, folder: Path):
-        """Begin to take time."""
-        self.folder = folder
+    def __init__(self, folder: Path, *, lead: bool = True):
+        """Begin to take time; only a leading process writes and says what it found."""
+        self.folder, self._lead = folder, lead
         self._start = time.perf_counter()
         self._seconds: dict[str, float] = {}
         self._steps: list[float] = []
@@ -75,6 +80,8 @@ class Profiler(Watch):
 
     def _trace(self, number: int) -> None:
         """Start or stop the trace before a step."""
+        if not self._lead:
+            return
         if number == TRACED.start:
             with writing(f"cannot write {self.folder}"):
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -88,23 +95,29 @@ class Profiler(Watch):
             jax.profiler.stop_trace()
             self._tracing = False
 
-    def finish(self, *, flops: float) -> dict[str, Any]:
-        """Stop, and write breakdown.json.
+    def finish(self, flops: Callable[[], float]) -> None:
+        """Write breakdown.json and print it; nothing where there was no step.
 
         Args:
-            flops: floating-point operations of one step, over all devices.
-
-        Returns:
-            Seconds by part, milliseconds of the median step, and what it computes a second, per
-            device, against a large matrix product on one.
+            flops: gives the floating-point operations of one step, over all devices.
         """
         self._stop_trace()
         total = time.perf_counter() - self._start
+        if not self._lead or not self._steps:
+            return
+        found = self._account(total, flops())
+        with writing(f"cannot write {self.folder}"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "breakdown.json", found)
+        print("\n".join(describe(found, self.folder)), file=sys.stderr, flush=True)
+
+    def _account(self, total: float, flops: float) -> dict[str, Any]:
+        """Seconds by part, the median step, and what it computes a second on a device."""
         parts = self._seconds | {"other": total - sum(self._seconds.values())}
         later = self._steps[1:] or self._steps
         step = statistics.median(later)
         rate = flops / step / jax.device_count()
-        found = {
+        return {
             "steps": len(self._steps),
             "seconds": total,
             "parts": parts,
@@ -117,10 +130,6 @@ class Profiler(Watch):
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
         }
-        with writing(f"cannot write {self.folder}"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "breakdown.json", found)
-        return found
 
 
 def matrix_product_rate(dtype: str, *, repeats: int = 5) -> float:
@@ -156,7 +165,7 @@ def describe(found: dict[str, Any], folder: Path) -> list[str]:
     lines.append(
         f"  a step: median {found['step_milliseconds']:.1f} ms, "
         f"{found['flops_per_step'] / 1e9:,.2f} GFLOP by XLA's count: {rate / 1e9:,.0f} GFLOP/s on "
-        f"each {found['device']}, {shares}"
+        f"each {found['device']}; model FLOPs utilisation: {shares}"
     )
     lines.append(
         f"  trace: {folder} (TensorBoard's profile plugin; or open its perfetto_trace.json.gz in "
