@@ -23,6 +23,10 @@ ROUNDING = 1e-6
 SUM_ROUNDING = 1e-3
 
 
+class NoTemperature(FusionError):
+    """No temperature is best for the examples it was to be fitted on."""
+
+
 class Reliability(NamedTuple):
     """A reliability diagram over equal-width bins of (0, 1], each holding its upper edge.
 
@@ -207,9 +211,10 @@ def fit_temperature(logits: Float[np.ndarray, "n k"], target: Int[np.ndarray, " 
         T > 0: above 1 where the model is too sure of itself, below 1 where it is not sure enough.
 
     Raises:
-        FusionError: where no T in the range is best: every prediction is right (the surer the
+        NoTemperature: where no T in the range is best: every prediction is right (the surer the
             better), or the logits tell nothing of the target (the less sure the better; always so
-            for one class). For no examples, other shapes or ranges.
+            for one class).
+        FusionError: for no examples, other shapes or ranges.
 
     References:
         Guo et al., On Calibration of Modern Neural Networks, ICML 2017, arXiv 1706.04599, section
@@ -225,12 +230,12 @@ def fit_temperature(logits: Float[np.ndarray, "n k"], target: Int[np.ndarray, " 
 
     low, high = map(math.log, TEMPERATURES)
     if slope(high) >= 0:
-        raise FusionError(
+        raise NoTemperature(
             f"no temperature up to {TEMPERATURES[1]:g} is best, as the logits tell nothing of the "
             "target: check that logits and targets belong together"
         )
     if slope(low) <= 0:
-        raise FusionError(
+        raise NoTemperature(
             f"no temperature from {TEMPERATURES[0]:g} is best, as every prediction is right (or "
             "almost): fit it on examples that the model did not learn"
         )

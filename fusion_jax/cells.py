@@ -16,9 +16,8 @@ class Condition:
         corruption: class name of one of the modality's corruptions, "" for none.
         severity: in [0, 1].
         drawn: each example has a severity of its own, uniform in [0, severity].
-        shared: an example's draws, of severity and of noise, are the same in all modalities whose
-            condition is shared, as where one cause harms them together. Noise of one kind then
-            falls in the same relative place, such as a gap in sound and in video.
+        shared: the severity that is drawn for an example is the same in all modalities whose
+            condition is shared, as where one cause harms them together.
     """
 
     corruption: str = ""

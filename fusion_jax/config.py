@@ -323,6 +323,39 @@ def first_difference(a: Any, b: Any) -> tuple[str, Any, Any] | None:
     return None
 
 
+def meaningful_difference(before: Any, now: Any) -> tuple[str, Any, Any] | None:
+    """`first_difference`, but for fields that came or went and have their class's default.
+
+    Classes count by their bare names, wherever they are defined: what was saved by another version
+    is the same configuration still.
+    """
+    return first_difference(_shared(before, now), _shared(now, before))
+
+
+def _shared(tree: Any, other: Any) -> Any:
+    """`tree` without default fields of objects that `other` lacks; classes by their bare name."""
+    if isinstance(tree, dict) and isinstance(other, dict):
+        return {
+            name: item.rpartition(".")[2] if name == CLASS else _shared(item, other.get(name))
+            for name, item in tree.items()
+            if name in other or CLASS not in tree or not _at_default(tree[CLASS], name, item)
+        }
+    if isinstance(tree, list) and isinstance(other, list):
+        return [
+            _shared(item, other[index] if index < len(other) else None)
+            for index, item in enumerate(tree)
+        ]
+    return tree
+
+
+def _at_default(path: str, name: str, item: Any) -> bool:
+    """Whether a field has its class's default; true where there is no such class or field now."""
+    try:
+        return bool(item == field_default(path, name))
+    except FusionError:
+        return True
+
+
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted path and value of each leaf."""
     if isinstance(tree, dict):

@@ -84,7 +84,7 @@ def evaluate(
         thresholds: file of limits (`fusion_jax.evaluation.thresholds`); what the report's
             "thresholds" holds says which of them it keeps.
         pictures: put examples of the ten worst cells into the report, as pictures of what the model
-            was given.
+            was given; cells with inputs of other examples are left aside, where there are others.
         silent: say nothing about progress.
 
     Returns:
@@ -115,7 +115,7 @@ def evaluate(
     report = evaluator.report(
         found,
         seeds=[*seeds],
-        run=_run_facts(run, seeds),
+        run=_run_facts(run, seeds) | {"workdir": str(workdir)},
         name=run["data"]["name"],
         calibration=[seed.nll for seed in seeds.values() if seed.nll is not None],
     )
@@ -302,7 +302,13 @@ def _checked(severities: Sequence[float]) -> tuple[float, ...]:
     """Severities in rising order, refused where they are none."""
     if not severities or not all(0 < severity <= 1 for severity in severities):
         raise FusionError(f"severities is {tuple(severities)}: each must lie in (0, 1]")
-    return tuple(sorted({float(severity) for severity in severities}))
+    different = sorted({float(severity) for severity in severities})
+    if len({f"{severity:g}" for severity in different}) < len(different):
+        raise FusionError(
+            f"severities is {tuple(different)}: two of them are the same to six digits, by which "
+            "conditions are named"
+        )
+    return tuple(different)
 
 
 def _touch(path: Path) -> None:

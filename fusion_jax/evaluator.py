@@ -96,7 +96,7 @@ class Evaluator:
             identity={name: self.identity[name] for name in self.identity if name != "present"},
             writes=hosts.is_lead(),
             reuse=self.reuse,
-            agree=hosts.shared,
+            agree=hosts.agreed,
         )
         chunks = grid_chunks(
             self.program,
@@ -163,7 +163,7 @@ class Evaluator:
             {cluster: self.identity[cluster] for cluster in spec.clusters}, num=len(self.source)
         )
         rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-        summaries = {}
+        summaries, cells = {}, list(zip(self.labels, self.cells, strict=True))
         for index, (seed, records) in enumerate(zip(seeds, found, strict=True)):
             whole, all_rows = records.of_cells(), []
             clean = cell_records(whole, 0)
@@ -186,6 +186,7 @@ class Evaluator:
                 whole,
                 modalities=spec.names,
                 num_classes=spec.num_classes,
+                misaligned={label for label, cell in cells if cell.misaligned},
                 calibration_nll=calibration[index] if calibration else None,
             )
         return {

@@ -165,7 +165,7 @@ def _read_seeds(
         for folds in whole
         for job, num in zip(folds, sizes, strict=True)
     }
-    _check_comparable(read)
+    read = _under_same_conditions(read)
     return {folds[0]: _join_folds([read[job] for job in folds]) for folds in whole}
 
 
@@ -264,16 +264,37 @@ def _read_records(job: Job, result: dict[str, Any], num: int) -> _Evaluated:
     )
 
 
-def _check_comparable(done: Mapping[Job, _Evaluated]) -> None:
-    """The seeds and folds of a run under the same conditions."""
-    conditions: dict[str, tuple[Job, list[str]]] = {}
+def _under_same_conditions(done: Mapping[Job, _Evaluated]) -> dict[Job, _Evaluated]:
+    """The seeds and folds of a run under the conditions that all of them have.
+
+    A later version may evaluate under more of them: these are left out until all seeds have them.
+
+    Raises:
+        FusionError: where two were evaluated under conditions that the other lacks.
+    """
+    least: dict[str, tuple[Job, list[str]]] = {}
     for job, evaluated in done.items():
-        other, labels = conditions.setdefault(job.run.label, (job, evaluated.labels))
-        if labels != evaluated.labels:
+        other, labels = least.setdefault(job.run.label, (job, evaluated.labels))
+        if not (set(labels) <= set(evaluated.labels) or set(evaluated.labels) <= set(labels)):
             raise FusionError(
                 f"{job} was evaluated under other conditions than {other}: remove {job.result} and "
                 f"{other.result} and run again, which evaluates what is trained already"
             )
+        if len(evaluated.labels) < len(labels):
+            least[job.run.label] = (job, evaluated.labels)
+    return {job: _only(evaluated, least[job.run.label][1]) for job, evaluated in done.items()}
+
+
+def _only(evaluated: _Evaluated, labels: Sequence[str]) -> _Evaluated:
+    """What is known under some of the conditions, in their order."""
+    places = [evaluated.labels.index(label) for label in labels]
+    rows = [evaluated.result["cells"][place] for place in places]
+    return dataclasses.replace(
+        evaluated,
+        result=evaluated.result | {"cells": rows},
+        labels=list(labels),
+        correct=evaluated.correct[places],
+    )
 
 
 def _describe(

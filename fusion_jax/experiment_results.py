@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from fusion_jax.config import CLASS, Config, field_default, first_difference, read_json, to_tree
+from fusion_jax.config import CLASS, Config, meaningful_difference, read_json, to_tree
 from fusion_jax.errors import FusionError, first_line, writing
 from fusion_jax.evaluation.records import Records
 from fusion_jax.experiment_definition import Experiment, Run
@@ -234,7 +234,7 @@ def changed_field(job: Job, config: Config) -> str | None:
         made, before = job.folder, now | {"resolved": _without_free(read_json(begun))}
     else:
         return None
-    difference = first_difference(_shared(before, now), _shared(now, before))
+    difference = meaningful_difference(before, now)
     if difference is None:
         return None
     path, old, new = difference
@@ -274,27 +274,3 @@ def _common(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 def _without_free(tree: Any) -> Any:
     """A configuration's JSON form without the fields that leave its numbers as they are."""
     return {name: item for name, item in tree.items() if name not in FREE_FIELDS}
-
-
-def _shared(tree: Any, other: Any) -> Any:
-    """`tree` without default fields of objects that `other` lacks; classes by their bare name."""
-    if isinstance(tree, dict) and isinstance(other, dict):
-        return {
-            name: item.rpartition(".")[2] if name == CLASS else _shared(item, other.get(name))
-            for name, item in tree.items()
-            if name in other or CLASS not in tree or not _at_default(tree[CLASS], name, item)
-        }
-    if isinstance(tree, list) and isinstance(other, list):
-        return [
-            _shared(item, other[index] if index < len(other) else None)
-            for index, item in enumerate(tree)
-        ]
-    return tree
-
-
-def _at_default(path: str, name: str, item: Any) -> bool:
-    """Whether a field has its class's default; true where there is no such class or field now."""
-    try:
-        return bool(item == field_default(path, name))
-    except FusionError:
-        return True

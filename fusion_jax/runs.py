@@ -15,7 +15,14 @@ from typing import Any, TextIO
 import jax
 import optax
 
-from fusion_jax.config import Config, first_difference, from_tree, read_json, to_tree, write_json
+from fusion_jax.config import (
+    Config,
+    from_tree,
+    meaningful_difference,
+    read_json,
+    to_tree,
+    write_json,
+)
 from fusion_jax.data.loader import first_batch
 from fusion_jax.errors import FusionError, first_line, writing
 from fusion_jax.models import parameter_modality
@@ -164,7 +171,7 @@ def record_run(config: Config, workdir: Path, spec: DataSpec) -> None:
     if (workdir / "config.json").exists():
         saved = read_json(workdir / "config.json")
         kept = {key: value for key, value in saved.items() if key in FREE_FIELDS}
-        difference = first_difference(saved, tree | kept)
+        difference = meaningful_difference(saved, tree | kept)
         if difference:
             path, old, new = difference
             raise FusionError(

@@ -106,7 +106,5 @@ def given_input(
     corruption = next(each for each in corruptions if type(each).__name__ == condition.corruption)
     ids = jnp.asarray(example_id)
     severities = example_severities(condition, ids, key, modality=name)
-    run = jax.jit(
-        functools.partial(corrupted_inputs, corruption, modality=name, shared=condition.shared)
-    )
+    run = jax.jit(functools.partial(corrupted_inputs, corruption, modality=name))
     return np.asarray(run(x, severities, ids, key, donor))

@@ -110,6 +110,22 @@ def test_run_folder_takes_more_seeds_but_no_other_configuration(tmp_path):
         record_run(config, tmp_path, split.spec)
 
 
+def test_a_run_of_before_goes_on_with_fields_that_came_since_at_their_defaults(tmp_path):
+    split = ArraySource({"audio": np.ones((2, 3))}, np.zeros(2, int), num_classes=2)
+    config = load("av_digits").get_config()
+    record_run(config, tmp_path, split.spec)
+    path = tmp_path / "config.json"
+    tree = json.loads(path.read_text())
+    del tree["model"]["temperature_scaling"], tree["num_workers"]
+    path.write_text(json.dumps(tree))
+    record_run(config, tmp_path, split.spec)
+    assert json.loads(path.read_text())["model"]["temperature_scaling"] is False
+    path.write_text(json.dumps(tree))
+    config.model.temperature_scaling = True
+    with pytest.raises(FusionError, match=r"model.temperature_scaling = \(absent\), not True"):
+        record_run(config, tmp_path, split.spec)
+
+
 def test_classes_outside_the_allowed_packages_are_refused_with_the_cure():
     with pytest.raises(FusionError, match=r"not part of fusion_jax.*allow=\('subprocess',\)"):
         from_tree({"$class": "subprocess.Popen", "args": "true"})

@@ -315,7 +315,7 @@ def test_cells_equal_a_direct_evaluation(run):
             if condition.drawn:
                 keys = example_keys(stream(key, "severity", whose), record["example_id"])
                 severity = severity * jax.vmap(jax.random.uniform)(keys)
-            noise = stream(key, condition.corruption, whose)
+            noise = stream(key, condition.corruption, name)
             keys = example_keys(noise, record["example_id"])
             inputs[name] = corrupt_batch(corruption, inputs[name], keys=keys, severity=severity)
             m = spec.names.index(name)
@@ -380,9 +380,7 @@ def test_corruptions_that_do_not_fit_are_refused_before_anything_is_written(run,
 def test_a_head_of_other_classes_is_refused_before_anything_is_written(run, tmp_path):
     _, _, config, _ = run
     model = config.model.clone(head=ClassificationHead(2))
-    with pytest.raises(
-        FusionError, match=r"predicts 2 classes, the data have 3: set config\.model"
-    ):
+    with pytest.raises(FusionError, match="predicts 2 classes, the data have 3: give its head"):
         train(dataclasses.replace(config, model=model), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -538,6 +536,8 @@ def test_all_corruptions_that_fit_can_be_asked_for(run):
         evaluate(workdir, data=data, corruptions="some")
     with pytest.raises(FusionError, match=r"severities is \(2\.0,\): each must lie in"):
         evaluate(workdir, data=data, severities=(2.0,))
+    with pytest.raises(FusionError, match="two of them are the same to six digits"):
+        evaluate(workdir, data=data, severities=(0.1234567, 0.1234568))
     # The module's other tests read the records of the plain evaluation.
     assert evaluate(workdir, data=data) == report
 

@@ -668,6 +668,17 @@ def test_records_must_be_those_of_the_result(evaluated):
         collect(experiment, list(jobs.values()))
 
 
+def test_conditions_that_not_all_seeds_have_are_left_out(evaluated):
+    experiment, jobs, arrays = evaluated
+    before = collect(experiment, list(jobs.values()))
+    # In another order too: rows go by their names.
+    labels = ["correlated/1", *LABELS["audio", "image"][::-1]]
+    whole = np.concatenate([1 - arrays["udml", 1][:1], arrays["udml", 1][::-1]])
+    finish(jobs["udml", 1], correct=whole, labels=labels)
+    after = collect(experiment, list(jobs.values()))
+    assert after["cells"] == before["cells"] and after["differences"] == before["differences"]
+
+
 def test_runs_on_other_examples_or_conditions_are_not_compared(evaluated):
     experiment, jobs, arrays = evaluated
     finish(jobs["udml", 1], correct=arrays["udml", 1], labels=["clean", "a", "b", "c"])

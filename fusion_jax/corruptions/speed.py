@@ -44,7 +44,7 @@ class Speed(TabledStrength):
 
     def describe(self, severity: float) -> str:
         """The strength in words, for reports."""
-        return f"speed times or over {1 + float(self.strength(severity)):.3g}"
+        return f"{1 + float(self.strength(severity)):.3g} times as fast or as slow"
 
     def __call__(
         self,

@@ -69,7 +69,7 @@ class TracedCondition(NamedTuple):
         number: of the corruption among the modality's, from 1; 0 is none.
         severity: in [0, 1].
         drawn: whether each example has a severity of its own.
-        shared: whether draws are those of the example and not of the modality.
+        shared: whether that severity is the example's and not the modality's.
     """
 
     number: Any
@@ -238,10 +238,9 @@ def _corrupted_then(
             example_id: Array,
             key: Array,
             donor: Array | None,
-            shared: Array,
         ) -> tuple[Array, Array]:
             noisy = corrupted_inputs(
-                corruption, x, severities, example_id, key, donor, modality=modality, shared=shared
+                corruption, x, severities, example_id, key, donor, modality=modality
             )
             return noisy, corruption.noise_level(severities)
 
@@ -261,7 +260,6 @@ def _corrupted_then(
             batch.example_id,
             key,
             (batch.donors or {}).get(modality),
-            condition.shared,
         )
         return encode(variables, x, batch.present[:, m], batch.mask), level
 
@@ -276,7 +274,8 @@ def example_severities(
     modality: str,
 ) -> Float[Array, " b"]:
     """The severity of each example of a modality under a condition: [B]."""
-    whose = _draws_of(modality, condition.shared)
+    own, common = np.uint32(name_id(modality)), np.uint32(name_id(ALL_MODALITIES))
+    whose = jnp.where(condition.shared, common, own)
     share = jax.vmap(jax.random.uniform)(example_keys(stream(key, "severity", whose), example_id))
     return jnp.asarray(condition.severity, jnp.float32) * jnp.where(condition.drawn, share, 1)
 
@@ -290,18 +289,10 @@ def corrupted_inputs(
     donor: Array | None,
     *,
     modality: str,
-    shared: Bool[Array, ""] | bool = False,
 ) -> Array:
     """Inputs [B, ...] of a modality as the grid with this root key corrupts them."""
-    whose = _draws_of(modality, shared)
-    keys = example_keys(stream(key, type(corruption).__name__, whose), example_id)
+    keys = example_keys(stream(key, type(corruption).__name__, modality), example_id)
     return corrupt_batch(corruption, x, keys=keys, severity=severities, donor=donor)
-
-
-def _draws_of(modality: str, shared: Bool[Array, ""] | bool) -> Array:
-    """What stands in keys for the modality, or for all of them."""
-    own, common = np.uint32(name_id(modality)), np.uint32(name_id(ALL_MODALITIES))
-    return jnp.where(shared, common, own)
 
 
 def _untouched(
@@ -310,10 +301,9 @@ def _untouched(
     example_id: Array,
     key: Array,
     donor: Array | None,
-    shared: Array,
 ) -> tuple[Array, Float[Array, " b"]]:
     """A clean input and its noise levels."""
-    del example_id, key, donor, shared
+    del example_id, key, donor
     return x, jnp.zeros(severities.shape)
 
 

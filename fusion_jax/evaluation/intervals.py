@@ -141,8 +141,11 @@ def p_value(means: Float[np.ndarray, " k"]) -> float:
         Davison and Hinkley, Bootstrap Methods and their Application, 1997, section 4.2 (adding one)
         and 5.4 (tests from intervals).
     """
-    smaller = min(np.sum(means <= 0), np.sum(means >= 0))
-    return min(1.0, 2 * (1 + int(smaller)) / (1 + len(means)))
+    return _p_value(int(min(np.sum(means <= 0), np.sum(means >= 0))), len(means))
+
+
+def _p_value(smaller: int, number: int) -> float:
+    return min(1.0, 2 * (1 + smaller) / (1 + number))
 
 
 def between_seeds(values: Float[np.ndarray, "s n"]) -> float:
@@ -184,20 +187,18 @@ def seed_p_values(
     for index, one in enumerate(values):
         groups.setdefault(len(one), []).append(index)
     stacked = {
-        seeds: np.stack([values[index] for index in members]).astype(np.float32)
+        seeds: np.stack([values[index] for index in members], dtype=np.float32)
         for seeds, members in groups.items()
     }
-    means: dict[int, list[np.ndarray]] = {seeds: [] for seeds in groups}
+    # Of each comparison: resamples at or below 0, at or above 0, and all of them.
+    counts = np.zeros((3, len(values)), int)
     for block in range(seed, seed + blocks):
         weights = bootstrap_weights(clusters, num=num, seed=block)
-        for seeds, found in means.items():
-            found.append(_seed_means(stacked[seeds], weights, seed=block))
-    found_p = {
-        index: p_value(each)
-        for seeds, members in groups.items()
-        for index, each in zip(members, np.concatenate(means[seeds]).T, strict=True)
-    }
-    return [found_p[index] for index in range(len(values))]
+        for seeds, members in groups.items():
+            means = _seed_means(stacked[seeds], weights, seed=block)
+            found = [(means <= 0).sum(axis=0), (means >= 0).sum(axis=0), len(means)]
+            counts[:, members] += np.array([np.broadcast_to(each, len(members)) for each in found])
+    return [_p_value(int(min(below, above)), int(number)) for below, above, number in counts.T]
 
 
 def guarded_p_values(

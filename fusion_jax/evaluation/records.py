@@ -85,7 +85,7 @@ class RecordWriter:
         identity: Mapping[str, np.ndarray],
         writes: bool = True,
         reuse: bool = False,
-        agree: Callable[[int], int] = lambda rows: rows,
+        agree: Callable[[Callable[[], int]], int] = lambda look: look(),
     ):
         """Begin, or go on.
 
@@ -98,8 +98,8 @@ class RecordWriter:
             writes: whether this process is the one that writes; others only follow.
             reuse: whether finished records of the same facts count as written; they are removed
                 otherwise.
-            agree: gives all processes what the one that writes gives it: how far it is. Others do
-                not look for themselves, as it may be removing what they would see.
+            agree: gives all processes what a function gives on the one that writes: how far it is.
+                Others do not look for themselves, as it may be removing what they would see.
         """
         self._folder, self._writes = Path(folder), writes
         self._cells, self._num = list(cells), len(next(iter(identity.values())))
@@ -107,13 +107,18 @@ class RecordWriter:
         self._facts = json.loads(json.dumps({**facts, "cells": self._cells, "examples": self._num}))
         self._of_examples = sorted(identity)
         self._arrays: dict[str, np.memmap] = {}
-        self.rows = agree(self._found_rows(reuse) if writes else 0)
-        if writes and not self.rows:
+        self.rows = agree(lambda: self._begin(identity, reuse))
+
+    def _begin(self, identity: Mapping[str, np.ndarray], reuse: bool) -> int:
+        """Rows that are there already; without any, a new folder."""
+        rows = self._found_rows(reuse)
+        if not rows:
             with writing(f"cannot write {self._folder}"):
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder.mkdir(parents=True)
                 for name, values in identity.items():
                     np.save(self._folder / _file(name), values)
+        return rows
 
     def write(self, found: Mapping[str, np.ndarray]) -> None:
         """Write the records [cells, rows, ...] of the next rows."""

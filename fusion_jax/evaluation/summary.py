@@ -1,12 +1,11 @@
 """What a report says of a run as a whole, from the records and rows of its grid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fusion_jax.calibration import conformal_threshold, reliability, risk_coverage
-from fusion_jax.cells import MISALIGNMENT
 from fusion_jax.robustness import change_rate, shapley, spearman_by_modality, worst
 
 # Points of a risk-coverage curve in a report: enough for a line, whatever the number of examples.
@@ -21,6 +20,7 @@ def summarise(
     *,
     modalities: Sequence[str],
     num_classes: int,
+    misaligned: Collection[str] = (),
     calibration_nll: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Facts about one training seed that no single row holds.
@@ -31,6 +31,7 @@ def summarise(
         records: name -> [cells, N, ...].
         modalities: names in the order of the M axis.
         num_classes: of the task; guessing is right once in so many.
+        misaligned: those of the labels under which an input may belong to another example.
         calibration_nll: [C] of clean examples of another split, for conformal prediction.
 
     Returns:
@@ -51,7 +52,7 @@ def summarise(
     """
     accuracies = {label: float(row["accuracy"]) for label, row in zip(labels, rows, strict=True)}
     # No confidence can tell that an input is another example's: such cells would hide the rest.
-    matched = {label: each for label, each in accuracies.items() if f"{MISALIGNMENT}/" not in label}
+    matched = {label: each for label, each in accuracies.items() if label not in misaligned}
     worst_label, worst_accuracy = worst(matched)
     shown = {"clean": labels.index("clean"), "worst": labels.index(worst_label)}
     subsets = _subsets(rows, modalities)

@@ -31,18 +31,16 @@ def short_sentence(results: Results) -> str:
     items = [f"right on {percent(results.clean.accuracy.mean)} with clean input"]
     if len(results.all_cells) > 1:
         items[0] += f" and on {percent(matched.accuracy.mean)} in the worst cell"
-        if worst is not matched:
-            items[0] += (
-                f" where every input belongs to its example ({percent(worst.accuracy.mean)} in the "
-                "worst of all)"
-            )
         auroc = matched.number("failure_auroc")
         if auroc and matched is not results.clean:
             items.append(f"there {_judged(auroc.mean)}")
+        if worst is not matched:
+            accuracy = percent(worst.accuracy.mean)
+            items.append(f"with an input of another example it is right on {accuracy} at worst")
     found = [each for each in results.differences.values() if each.real]
     if found:
-        better = sum(each.amount > 0 for each in found)
-        counts = f"{plural(better, 'cell')} and worse in {len(found) - better}"
+        better, all_cells = sum(each.amount > 0 for each in found), len(results.differences)
+        counts = f"{better} and worse in {len(found) - better} of {plural(all_cells, 'cell')}"
         items.append(f"against {other_run(results)} better in {counts}")
     elif results.differences:
         items.append(f"no difference from {other_run(results)} is real")

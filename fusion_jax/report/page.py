@@ -80,7 +80,7 @@ def _tables(results: Results) -> dict[str, Any]:
         "comparison": tables.comparison(results),
         "worst": tables.worst_rows(results),
         "examples": tables.examples(results),
-        "cells": [tables.cell_row(results, cell) for cell in results.all_cells[: tables.MAX_ROWS]],
+        "cells": [tables.cell_row(results, cell) for cell in tables.listed_cells(results)],
     }
 
 
@@ -108,4 +108,10 @@ def _verdict(results: Results) -> list[tuple[str, str]]:
             "not for others of the same methods."
         )
         parts.append(("Caution.", caution))
+    if results.split != "test":
+        caution = (
+            f"These are {results.split} examples: checkpoints may have been chosen on them, and "
+            "others would then come out a little worse."
+        )
+        parts.append(("Split.", caution))
     return [(lead, text) for lead, text in parts if text]

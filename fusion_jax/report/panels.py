@@ -94,7 +94,7 @@ def knowledge_chart(results: Results) -> Any:
     left, middle, right = figure.subplots(1, 3)
     num_bins = len(_each(results, "reliability", "clean")[0]["examples"])
     for axes, which in ((left, "clean"), (middle, "worst")):
-        _reliability_panel(axes, bins[which], which, num_bins)
+        _reliability_panel(axes, bins[which], which, num_bins, _cell_name(results, which))
     _risk_panel(right, risks)
     entries = {
         label: handle
@@ -110,8 +110,18 @@ def knowledge_chart(results: Results) -> Any:
     )
 
 
+def _cell_name(results: Results, which: str) -> str:
+    """What a cell is called beside the chart."""
+    aside = which == "worst" and results.worst.is_misaligned
+    return f"{which} cell, none misaligned" if aside else f"{which} cell"
+
+
 def _reliability_panel(
-    axes: Axes, bins: Sequence[tuple[float, float, float, float]], which: str, num_bins: int
+    axes: Axes,
+    bins: Sequence[tuple[float, float, float, float]],
+    which: str,
+    num_bins: int,
+    label: str,
 ) -> None:
     clear_frame(axes)
     colour, _ = _SHOWN[which]
@@ -125,7 +135,6 @@ def _reliability_panel(
     axes.plot(confidences, accuracies, color=colour, linewidth=1, alpha=0.6)
     # A bin of few examples says little: its point is small.
     areas = [12 + 120 * share for share in shares]
-    label = f"{which} cell"
     axes.scatter(
         confidences, accuracies, s=areas, color=colour, zorder=3, clip_on=False, label=label
     )

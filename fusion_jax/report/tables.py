@@ -159,6 +159,17 @@ def joint_rows(results: Results) -> dict[str, Any]:
     }
 
 
+def listed_cells(results: Results) -> list[Cell]:
+    """All cells; of more than a page holds, those with one input touched and the worst others."""
+    cells = results.all_cells
+    if len(cells) <= MAX_ROWS:
+        return list(cells)
+    several = sorted((cell for cell in cells if cell.is_several), key=lambda c: c.accuracy.mean)
+    single = [cell for cell in cells if not cell.is_several][:MAX_ROWS]
+    kept = {cell.label for cell in [*single, *several[: MAX_ROWS - len(single)]]}
+    return [cell for cell in cells if cell.label in kept]
+
+
 def cell_row(results: Results, cell: Cell) -> dict[str, Any]:
     """A row of a table of cells."""
     found = results.differences.get(cell.label)

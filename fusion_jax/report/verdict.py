@@ -87,7 +87,10 @@ def _loss_sentence(results: Results, kind: str, changes: Sequence[Change], is_fi
             if len(rest) > 1
             else f"the other one loses {points(bound)}"
         )
-    return f"{'The largest loss comes from' if is_first else 'As for'} {kind}: {'; '.join(items)}."
+    start = "The largest loss comes from" if is_first else "As for"
+    if is_first and any(cell.is_misaligned for cell in results.all_cells):
+        start = "Leaving misaligned inputs aside, the largest loss comes from"
+    return f"{start} {kind}: {'; '.join(items)}."
 
 
 def _weight_change(curve: Curve, modality: str) -> tuple[bool, str]:
@@ -129,22 +132,35 @@ def weight_sentence(results: Results) -> str:
             "follow the noise."
         )
     found = []
-    for curve in curves:
+    for curve in sorted(curves, key=_weight_gain):
         modality = str(curve[-1].modality)
         lower, words = _weight_change(curve, modality)
         found.append((lower, f"{modality} {words} ({curve[-1].corruption})"))
     num_lower = sum(lower for lower, _ in found)
-    # The exceptions come first, so that a cut list never hides them.
-    items = [item for _, item in sorted(found, key=lambda pair: pair[0])]
-    more = [f"{len(items) - 4} more in the table below"] if len(items) > 4 else []
-    listed = "; ".join(items[:4] + more)
     share = f" in {num_lower} of {len(found)} cases" if len(found) > 1 else ""
     seeds = " in every seed" if len(results.seeds) > 1 else ""
     outcome = f"falls{seeds}{share}" if num_lower else f"does not fall{seeds}"
-    return (
+    start = (
         "From clean input to the highest severity, the fusion weight of the corrupted modality "
-        f"{outcome}: {listed}."
+        f"{outcome}"
     )
+    if len(found) <= 4:
+        # The exceptions come first.
+        return f"{start}: {'; '.join(item for _, item in sorted(found, key=lambda pair: pair[0]))}."
+    fall = [item for lower, item in found if lower]
+    other = [item for lower, item in found if not lower][::-1]
+    words = f"{start}, most where {'; '.join(fall[:2])}." if fall else f"{start}."
+    if other:
+        left = len(other) - 3
+        more = f"; {left} more in the last table" if left > 0 else ""
+        words += f" Where it does not fall: {'; '.join(other[:3])}{more}."
+    return words
+
+
+def _weight_gain(curve: Curve) -> float:
+    """How much the weight of a curve's modality rises from its start to its end."""
+    first, last = (cell.mean("weights", str(curve[-1].modality)) for cell in (curve[0], curve[-1]))
+    return last - first
 
 
 def mismatch_sentences(results: Results) -> list[str]:
@@ -162,7 +178,7 @@ def mismatch_sentences(results: Results) -> list[str]:
         sentences.append(
             f"With {cell.modality} {cell.strength or f'at severity {cell.severity:g}'}, {loss}"
             f"{doubt(results, lost) if lost.amount >= _POINT_TOLERANCE else ''}"
-            f"{_agreement(cell)}."
+            f"{_agreement(cell)}{_trust(results, curve)}."
         )
     if results.worst.is_misaligned and results.worst.is_several:
         sentences.append(
@@ -171,6 +187,13 @@ def mismatch_sentences(results: Results) -> list[str]:
             "input from another example can only be noticed beside one that belongs to this one."
         )
     return sentences
+
+
+def _trust(results: Results, curve: Curve) -> str:
+    """What the fusion weight of a misaligned modality does."""
+    if curve not in results.weight_curves:
+        return ""
+    return f"; its fusion weight {_weight_change(curve, str(curve[-1].modality))[1]}"
 
 
 def _agreement(cell: Cell) -> str:

@@ -81,11 +81,18 @@ def condition(results: Results, cell: Cell) -> str:
         words = f"with {listed(targets)}"
     notes = [str(cell.strength)] if cell.strength and not cell.is_drawn else []
     if is_unseen(results, cell):
-        notes.append("not used in training")
+        notes.append(_unseen_note(results, cell))
     elif cell.severity > results.training_severity:
         notes.append("beyond training")
     words += f" ({', '.join(notes)})" if notes else ""
     return f"{words}, {left}" if cell.missing else words
+
+
+def _unseen_note(results: Results, cell: Cell) -> str:
+    """Say what training did not use, by name where it used the rest."""
+    kinds = [kind for name, kind in cell.corruptions.items() if results.recipe.get(name) != kind]
+    known = cell.is_several and len(kinds) < len(cell.corruptions)
+    return f"{listed(kinds)} not used in training" if known else "not used in training"
 
 
 def is_unseen(results: Results, cell: Cell) -> bool:
@@ -107,7 +114,8 @@ def spread(results: Results) -> str:
     """Say what an interval on the page means."""
     if len(results.seeds) > 1:
         return f"the lowest and the highest of the {len(results.seeds)} training seeds"
-    return f"the 95{GAP}% bootstrap interval over the test examples, for the one training seed"
+    examples = f"{results.split} examples"
+    return f"the 95{GAP}% bootstrap interval over the {examples}, for the one training seed"
 
 
 def family(cell: Cell) -> str:

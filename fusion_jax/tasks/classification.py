@@ -9,9 +9,11 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from fusion_jax.calibration import adaptive_calibration_error, aurc, failure_auroc
+from fusion_jax.errors import FusionError
 from fusion_jax.metrics import classification_records, expected_calibration_error, weighted_mean
 from fusion_jax.precision import at_least_float32
 from fusion_jax.robustness import macro_f1
+from fusion_jax.sources import DataSpec
 from fusion_jax.types import Features
 
 
@@ -39,6 +41,18 @@ class Classification:
     """
 
     label_smoothing: float = 0.0
+
+    def check(self, shape: tuple[int, ...], spec: DataSpec) -> None:
+        """Refuse predictions of other classes than the data's: an unknown class would cost nothing.
+
+        Raises:
+            FusionError: for another number of classes.
+        """
+        if shape[-1] != spec.num_classes:
+            raise FusionError(
+                f"the model predicts {shape[-1]} classes, the data have {spec.num_classes}: give "
+                f"its head num_classes={spec.num_classes}"
+            )
 
     def loss(self, logits: Float[Array, "b k"], target: Int[Array, " b"]) -> Float[Array, " b"]:
         """Cross entropy of each row, natural log; `target` broadcasts to the rows of `logits`."""

@@ -113,8 +113,19 @@ def should_stop(step: int, noted: bool) -> bool:
 def shared(value: int) -> int:
     """The leading process's number, on all."""
     if jax.process_count() == 1:
-        return value
+        return int(value)
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+def agreed(look: Callable[[], int]) -> int:
+    """What a function gives on the leading process, on all; where it fails there, all end.
+
+    Raises:
+        FusionError: as `lead_does`.
+    """
+    found = []
+    lead_does(lambda: found.append(look()))
+    return shared(found[0] if found else 0)
 
 
 def _in_cluster() -> bool:

@@ -68,7 +68,7 @@ def train(config: Config, workdir: str | Path, *, profile: bool = False) -> Trai
     sources = {split: config.data.source(split) for split in ("train", "validation")}
     spec = sources["train"].spec
     _check_modalities(config, spec)
-    _check_classes(config, spec)
+    _check_prediction(config, spec)
     _check_corruptions(config, spec)
     # All that can be refused is refused before anything is written: a folder with a configuration
     # in it takes no other.
@@ -119,7 +119,10 @@ class Trainer:
         )
         self.scaling = (
             TemperatureScaling(
-                config.model, compiled=self.parallel.evaluation, place=self.parallel.place_rows
+                config.model,
+                self.grid,
+                compiled=self.parallel.evaluation,
+                place=self.parallel.place_rows,
             )
             if config.model.temperature_scaling
             else None
@@ -314,19 +317,16 @@ def _check_modalities(config: Config, spec: DataSpec) -> None:
         )
 
 
-def _check_classes(config: Config, spec: DataSpec) -> None:
-    """The model must predict the classes of the data: what it cannot name costs nothing."""
+def _check_prediction(config: Config, spec: DataSpec) -> None:
+    """The model must predict what the task takes."""
+    if not hasattr(config.task, "check"):
+        return
     shapes, batch = state_shapes(config, spec), first_batch(spec)
     output = jax.eval_shape(
         lambda variables: config.model.apply(variables, batch.inputs, batch.present, train=False),
         {"params": shapes.params, **shapes.collections},
     )
-    classes = cast(ModelOutput, output).prediction.shape[-1]
-    if classes != spec.num_classes:
-        raise FusionError(
-            f"the model predicts {classes} classes, the data have {spec.num_classes}: "
-            f"set config.model.head.num_classes={spec.num_classes}"
-        )
+    config.task.check(cast(ModelOutput, output).prediction.shape, spec)
 
 
 def _check_corruptions(config: Config, spec: DataSpec) -> None:

@@ -283,3 +283,19 @@ def test_holm_is_the_closed_test_of_bonferroni():
 def test_holm_refuses_what_is_no_p_value(wrong):
     with pytest.raises(FusionError, match=f"a p-value is {wrong}: give values in"):
         holm([0.5, wrong])
+
+
+def test_p_values_of_many_comparisons_are_those_of_each():
+    generator = np.random.default_rng(3)
+    values = [
+        generator.integers(-1, 2, (seeds, 30)).astype(np.float32) for seeds in (1, 3, 1, 2, 3)
+    ]
+    clusters = {"speaker": np.arange(30) // 5}
+    found = seed_p_values(values, clusters, num=30, blocks=2)
+    for one, p in zip(values, found, strict=True):
+        means = [
+            seed_means(one, bootstrap_weights(clusters, num=30, seed=block), seed=block)
+            for block in (0, 1)
+        ]
+        assert p == p_value(np.concatenate(means))
+    assert len(set(found)) > 3

@@ -668,8 +668,11 @@ def test_large_grid_stays_under_a_megabyte_and_says_what_it_leaves_out():
     assert "16 more corruptions are in the last table" in page.words("corrupted")
     assert "23 more patterns are in report.json" in page.words("missing")
     assert "132 more are in the last table" in page.words("weights")
-    assert "The first 500 of 639 cells" in page.words("cells")
+    assert "500 of 639 cells: those where one input is touched" in page.words("cells")
     assert len(page.tables["cells"][0]) == 501
+    # Of 120 curves the ends of the order are named: most falls, and where there is none.
+    words = page.words("verdict")
+    assert "the corrupted modality falls in every seed in" in words and ", most where " in words
 
 
 def test_report_json_gives_the_same_page():
@@ -877,7 +880,10 @@ def test_misalignment_is_no_noise_and_has_its_own_sentence():
     assert "its agreement signal tells such inputs from matching ones (AUROC 0.91" in text
     assert "falls in every seed in 2 of 2 cases" in text
     assert "with noise on audio at severity 1 (SNR -10 dB, beyond training), accuracy is" in text
-    assert "46.4 % in the worst cell where every input belongs to its example (30.0 %" in text
+    assert "46.4 % in the worst cell; there confidence tells right from" in text
+    assert "with an input of another example it is right on 30.0 % at worst" in text
+    assert "Leaving misaligned inputs aside, the largest loss comes from" in text
+    assert "its fusion weight falls from 0.50 to" in text
     assert "leaving misaligned inputs aside, the worst is with noise on audio" in text
 
 
