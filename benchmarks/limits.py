@@ -18,6 +18,7 @@ An H200 has no compiler here: its operations and bytes are those that XLA counts
 of them a ring runs over the network. Nothing is run: measured steps are in docs/performance.md.
 """
 
+import dataclasses
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -25,18 +26,11 @@ from typing import Any, NamedTuple
 
 import tpu
 from absl import app, flags, logging
+from published import SPECS, experiment
 
-from fusion_jax.config import Config, Recipe, read_json, write_json
-from fusion_jax.corruptions.gaussian_noise import GaussianNoise
-from fusion_jax.encoders.resnet import ResNetEncoder
+from fusion_jax.config import read_json, write_json
 from fusion_jax.errors import FusionError
-from fusion_jax.fusion.sum import SumFusion
-from fusion_jax.models import FusionModel
-from fusion_jax.preprocess.standardise import Standardise
 from fusion_jax.runs import describe_machine
-from fusion_jax.schedulers.udml import UDMLScheduler
-from fusion_jax.sources import ArraySpec, DataSpec
-from fusion_jax.tasks.classification import ClassificationHead
 from fusion_jax.training.parallel import make_strategy
 
 BATCH = flags.DEFINE_integer("batch", 64, "rows of each chip", lower_bound=8)
@@ -75,33 +69,12 @@ SHEETS = {
 }
 
 
-def published(batch: int, dtype: str) -> tuple[Config, DataSpec]:
-    """Two ResNet-18 and UDML at the published shapes."""
-    names = ("audio", "image")
-    model = FusionModel(
-        preprocess={"image": Standardise()},
-        encoders={name: ResNetEncoder(stem="imagenet", dtype=dtype) for name in names},
-        scheduler=UDMLScheduler(),
-        fusion=SumFusion(),
-        head=ClassificationHead(num_classes=10),
-    )
-    recipe = Recipe(corruptions={"audio": GaussianNoise(deviation=1.0), "image": GaussianNoise()})
-    spec = DataSpec(
-        {
-            "audio": ArraySpec((257, 188, 1), "float32"),
-            "image": ArraySpec((224, 224, 3), "uint8"),
-        },
-        10,
-        (),
-    )
-    return Config(model=model, data=None, recipe=recipe, batch_size=batch), spec
-
-
 def count(topology: str, dtype: str, rows: int) -> dict[str, Any]:
     """What XLA says of the step on one chip of a topology."""
     devices = tpu.tpu_devices(topology)
-    config, spec = published(rows * len(devices), dtype)
-    lowered = tpu.lower_training(config, spec, make_strategy(config.parallel, devices))
+    config = dataclasses.replace(experiment("published", dtype), batch_size=rows * len(devices))
+    strategy = make_strategy(config.parallel, devices)
+    lowered = tpu.lower_training(config, SPECS["published"], strategy)
     found = tpu.describe(lowered.compile(), devices=len(devices))
     return {
         "flops": found["flops"],

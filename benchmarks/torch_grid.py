@@ -231,7 +231,7 @@ class LogMel(nn.Module):
             center=False,
             return_complex=True,
         )
-        power = spectrum.real**2 + spectrum.imag**2
+        power = torch.view_as_real(spectrum).square().sum(-1)
         mel = power.transpose(1, 2) @ self.filters
         return ((torch.log(mel + POWER_FLOOR) - POWER_MEAN) / POWER_DEVIATION)[:, None]
 
@@ -249,9 +249,13 @@ def mel_filters() -> np.ndarray:
 class Standardise(nn.Module):
     """8-bit images [B, H, W, C] to standardised ones [B, C, H, W]."""
 
+    def __init__(self, mean: float = PIXEL_MEAN, deviation: float = PIXEL_DEVIATION) -> None:
+        super().__init__()
+        self.mean, self.deviation = mean, deviation
+
     def forward(self, x: Tensor) -> Tensor:
         """Transform."""
-        return ((x.float() - PIXEL_MEAN) / PIXEL_DEVIATION).permute(0, 3, 1, 2).contiguous()
+        return ((x.float() - self.mean) / self.deviation).permute(0, 3, 1, 2)
 
 
 class Block(nn.Module):
@@ -278,17 +282,17 @@ class Block(nn.Module):
 
 
 class ResNet18(nn.Module):
-    """ResNet-18 with the large stem; maps of one channel to tokens [B, N, FEATURES]."""
+    """ResNet-18 with the large stem; maps to tokens [B, N, FEATURES]."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1, width: int = WIDTH) -> None:
         super().__init__()
-        self.stem_conv = nn.Conv2d(1, WIDTH, 7, 2, padding=3, bias=False)
-        self.stem_norm = group_norm(WIDTH)
+        self.stem_conv = nn.Conv2d(channels, width, 7, 2, padding=3, bias=False)
+        self.stem_norm = group_norm(width)
         self.blocks = []
-        entering = WIDTH
+        entering = width
         for stage in range(4):
             for number in range(2):
-                name, leaving = f"stage{stage + 1}_block{number + 1}", WIDTH * 2**stage
+                name, leaving = f"stage{stage + 1}_block{number + 1}", width * 2**stage
                 self.add_module(name, Block(entering, leaving, 2 if stage and not number else 1))
                 self.blocks.append(name)
                 entering = leaving
@@ -322,42 +326,71 @@ class Scheduler(nn.Module):
 
     def forward(self, tokens: dict[str, Tensor], present: Tensor) -> Tensor:
         """Weights [B, M], sum 1 over what is present [B, M]."""
+        return self.weights(self.log_scales(tokens), present)
+
+    def log_scales(self, tokens: dict[str, Tensor]) -> Tensor:
+        """Logarithms of the predicted scales [B, M], without gradient into the tokens."""
         scales = []
         for name, values in tokens.items():
+            values = values.detach()
             spread = torch.log(values.var(1, unbiased=False) + 1e-6)
             cues = torch.cat([values.mean(1), spread], dim=1)
             hidden = functional.gelu(self.get_submodule(f"hidden_{name}")(cues), approximate="tanh")
             scales.append(self.get_submodule(f"scale_{name}")(hidden)[:, 0])
-        log_scale = torch.stack(scales, dim=1).clamp(0.0, LOG_SCALE_LIMIT)
+        return torch.stack(scales, dim=1)
+
+    def weights(self, log_scales: Tensor, present: Tensor) -> Tensor:
+        """Weights from the predicted scales and the stored dependence."""
+        log_scales = log_scales.clamp(0.0, LOG_SCALE_LIMIT)
         exponents = EXPONENT_LIMIT * torch.sigmoid(self.exponents)
-        logits = -exponents[0] * log_scale - exponents[1] * torch.log(self.share)
+        logits = -exponents[0] * log_scales - exponents[1] * torch.log(self.share)
         return torch.softmax(logits.masked_fill(~present, -torch.inf), dim=1)
 
 
 class Model(nn.Module):
     """Preprocess, encode, weigh, sum and classify."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        prepare: dict[str, nn.Module] | None = None,
+        *,
+        channels: tuple[int, ...] = (1, 1),
+        width: int = WIDTH,
+        classes: int = CLASSES,
+    ) -> None:
         super().__init__()
-        self.prepare = nn.ModuleDict({"audio": LogMel(), "image": Standardise()})
-        for name in MODALITIES:
-            self.add_module(f"encoders_{name}", ResNet18())
+        self.prepare = nn.ModuleDict(prepare or {"audio": LogMel(), "image": Standardise()})
+        for name, number in zip(MODALITIES, channels, strict=True):
+            self.add_module(f"encoders_{name}", ResNet18(number, width))
         self.scheduler = Scheduler()
-        self.head = nn.Linear(FEATURES, CLASSES)
+        self.head = nn.Linear(FEATURES, classes)
 
     def forward(self, inputs: dict[str, Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K] and weights [B, M] of raw inputs, with Bool[B, M]; one of them is True."""
-        tokens = {}
+        tokens = self.encode(self.prepared(inputs, present))
+        weights = self.scheduler(tokens, present)
+        pooled = [values.mean(1) for values in tokens.values()]
+        return self.fused(pooled, weights, present), weights
+
+    def prepared(self, inputs: dict[str, Tensor], present: Tensor) -> dict[str, Tensor]:
+        """What the encoders are given; 0 where a modality is missing."""
+        maps = {}
         for m, name in enumerate(MODALITIES):
             x = self.prepare[name](inputs[name])
             # Silence has a log-mel map that is not 0: a missing input is 0 behind it too.
-            x = x.masked_fill(~present[:, m, None, None, None], 0.0)
-            tokens[name] = self.get_submodule(f"encoders_{name}")(x)
-        weights = self.scheduler(tokens, present)
+            maps[name] = x.masked_fill(~present[:, m, None, None, None], 0.0)
+        return maps
+
+    def encode(self, maps: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tokens of each modality."""
+        return {name: self.get_submodule(f"encoders_{name}")(x) for name, x in maps.items()}
+
+    def fused(self, pooled: list[Tensor], weights: Tensor, present: Tensor) -> Tensor:
+        """Logits [B, K] of the weighted sum."""
         # Equal weights are a plain sum.
         gains = weights * present.sum(1, keepdim=True)
-        parts = [gains[:, m, None] * tokens[name].mean(1) for m, name in enumerate(MODALITIES)]
-        return self.head(sum(parts[1:], parts[0])), weights
+        parts = [gains[:, m, None] * values for m, values in enumerate(pooled)]
+        return self.head(sum(parts[1:], parts[0]))
 
 
 class Loop:
