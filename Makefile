@@ -55,6 +55,7 @@ BENCHMARKS = $(sort $(wildcard benchmarks/bench_*.py))
 bench: venv
 	@test -n "$(BENCHMARKS)" || echo "There are no benchmarks yet: no file is named benchmarks/bench_*.py"
 	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
+	$(BIN)/python benchmarks/targets.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,177 @@
+"""The targets of speed beside what was measured, from the files in benchmarks/results.
+
+python benchmarks/targets.py
+
+Prints the table and writes it to docs/results/speed.md; `make bench` ends with it. What has no
+result file says "not measured"; docs/performance.md explains what misses its target.
+"""
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "results" / "speed.md"
+NOT_MEASURED = "not measured"
+
+
+class Target(NamedTuple):
+    """A row: what is measured, its limit, and where the number stands.
+
+    Attributes:
+        what: in words.
+        limit: the number to reach.
+        least: whether it is the least allowed, or the most.
+        form: of a number, as in `format`.
+        file: in benchmarks/results.
+        value: the number, from the file's content.
+    """
+
+    what: str
+    limit: float
+    least: bool
+    form: str
+    file: str
+    value: Callable[[dict[str, Any]], float]
+
+
+def step(dtype: str, form: str) -> Callable[[dict[str, Any]], float]:
+    """PyTorch's time of a training step over ours."""
+    return lambda found: found[dtype][form]["train"]["over_ours"]
+
+
+UDML = "training step of UDML over two ResNet-18, {}: PyTorch's time over ours"
+GRID = "grid of 1,023 cells: {} over ours"
+TARGETS = [
+    Target(
+        UDML.format(f"{shape} shapes, CPU, eager"),
+        1.0,
+        True,
+        ".2f",
+        f"step_{file}_cpu.json",
+        step("float32", "eager"),
+    )
+    for shape, file in (("av_mnist", "av_mnist"), ("published", "published"))
+]
+TARGETS += [
+    Target(
+        UDML.format(f"published shapes, GPU, {dtype}, {words}"),
+        limit,
+        True,
+        ".2f",
+        "step_published_gpu.json",
+        step(dtype, form),
+    )
+    for dtype in ("float32", "bfloat16")
+    for form, words, limit in (("eager", "eager", 1.5), ("compile", "torch.compile", 1.0))
+]
+TARGETS += [
+    Target(
+        "frequency ratio on a GPU: share of the bandwidth of a copy",
+        0.7,
+        True,
+        ".0%",
+        "frequency_ratio_gpu.json",
+        lambda found: statistics.median(
+            min(each["share_of_copy_bandwidth"].values()) for each in found["rounds"]
+        ),
+    ),
+    Target(
+        "MA-AFS over static fusion, ResNet-18 host, forward",
+        0.05,
+        False,
+        "+.1%",
+        "schedulers_cpu.json",
+        lambda found: found["parts"]["MA-AFS, one view"]["forward_added_share"],
+    ),
+    Target(
+        "UDML over static fusion, ResNet-18 host, forward",
+        0.10,
+        False,
+        "+.1%",
+        "schedulers_cpu.json",
+        lambda found: found["parts"]["+ dependence"]["forward_added_share"],
+    ),
+    Target(
+        "MWAM over no balancing, ResNet-18 host, training step",
+        0.03,
+        False,
+        "+.1%",
+        "balancers_cpu.json",
+        lambda found: found["steps"]["64"]["added"]["MWAM robust"],
+    ),
+    Target(
+        GRID.format("cell by cell"),
+        10.0,
+        True,
+        ".1f",
+        "grid_cpu.json",
+        lambda found: found["times"]["cell by cell"],
+    ),
+    Target(
+        GRID.format("PyTorch and NumPy"),
+        20.0,
+        True,
+        ".1f",
+        "grid_cpu.json",
+        lambda found: found["times"]["PyTorch and NumPy"],
+    ),
+    Target(
+        "input wait, av_mnist, of the training loop",
+        0.05,
+        False,
+        ".1%",
+        "loop_cpu.json",
+        lambda found: found["loops"]["configs/av_mnist.py"]["input_share"],
+    ),
+    Target(
+        "first training step with the compilation cache, av_mnist, seconds",
+        15.0,
+        False,
+        ".1f",
+        "start_cpu.json",
+        lambda found: statistics.median(found["seconds"]["configs/av_mnist.py"]["warm"]),
+    ),
+]
+
+
+def row(target: Target) -> str:
+    """A row of the table."""
+    limit = f"{'at least' if target.least else 'at most'} {target.limit:{target.form.lstrip('+')}}"
+    path = RESULTS / target.file
+    if not path.exists():
+        return f"| {target.what} | {limit} | {NOT_MEASURED} | | |"
+    found = json.loads(path.read_text())
+    value = target.value(found)
+    reached = value >= target.limit if target.least else value <= target.limit
+    facts = found.get("run", found)
+    where = f"[{target.file}](../../benchmarks/results/{target.file}): {facts['hardware']}"
+    verdict = "reached" if reached else "**missed**"
+    return f"| {target.what} | {limit} | {value:{target.form}} | {verdict} | {where} |"
+
+
+def main() -> None:
+    """Print and write the table."""
+    table = [
+        "| what | target | measured | | result file and hardware |",
+        "|---|---|---|---|---|",
+        *map(row, TARGETS),
+    ]
+    text = [
+        "# Targets of speed",
+        "",
+        "Generated from the files in `benchmarks/results`, do not edit: "
+        "`python benchmarks/targets.py`.",
+        "",
+        *table,
+        "",
+    ]
+    PAGE.write_text("\n".join(text))
+    print("\n".join(table))
+
+
+if __name__ == "__main__":
+    main()
