@@ -525,6 +525,7 @@ def test_a_report_has_summaries_and_can_have_limits_and_a_comparison(run, tmp_pa
     assert 0 <= summary["conformal"]["worst"] <= summary["conformal"]["clean"] <= 1
 
 
+@pytest.mark.slow
 def test_all_corruptions_that_fit_can_be_asked_for(run):
     workdir, data, _, report = run
     wide = evaluate(workdir, data=data, corruptions="all", severities=(1.0, 0.3))

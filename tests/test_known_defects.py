@@ -273,6 +273,7 @@ def log_of(workdir):
     return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_training_and_selection_never_read_the_test_split(run):
     # The fixture would have failed; that a reader is told is what the seal is for.
     config, workdir, state = run
@@ -282,6 +283,7 @@ def test_training_and_selection_never_read_the_test_split(run):
         next(eval_batches(config.data.source("test"), batch_size=8))
 
 
+@pytest.mark.slow
 def test_balancing_begins_with_the_first_step(run):
     _, workdir, _ = run
     lines = [line for line in log_of(workdir) if "loss" in line]
@@ -291,6 +293,7 @@ def test_balancing_begins_with_the_first_step(run):
         assert line["balancer/bank/left"] > line["balancer/bank/right"] > 0
 
 
+@pytest.mark.slow
 def test_predictions_need_the_folder_of_the_run_alone(run, tmp_path):
     # Elsewhere and without the folder it was trained in.
     config, workdir, _ = run

@@ -58,7 +58,7 @@ def test_av_mnist_trains_and_evaluates_on_the_real_data(tmp_path, real_data):
     rows = {(row["modality"], row["severity"], tuple(row["missing"])): row for row in trained}
     # Another kind of noise on either modality, and inputs of others; every pair of severities, and
     # two mixtures.
-    assert len(report["cells"]) == 13 + 20 and len(report["joint"]) == 25 + 2
+    assert len(report["cells"]) == 13 + 20 and len(report["joint"]) == 25 + 4
     # clean, five severities of two modalities, two missing patterns
     assert len(rows) == 13
     # 200 steps reach far above chance; the full run is in docs/results.

@@ -94,6 +94,7 @@ def test_every_strategy_keeps_it(runs, tmp_path, strategy):
     assert kept(restored(tmp_path / "run")) == pytest.approx(kept(restored(runs[True])), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_where_none_is_best_it_is_one_and_said(tmp_path, capsys):
     config = make_config(scaling=True, data=make_data(separable=True), num_steps=30)
     train(config, tmp_path / "run")
