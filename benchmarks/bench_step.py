@@ -44,9 +44,8 @@ from published import NAMES, ROOT, SPECS, experiment
 from fusion_jax.config import Config, Recipe, write_json
 from fusion_jax.corruptions.batch import corrupt_batch, drop_modalities
 from fusion_jax.rng import example_keys
-from fusion_jax.runs import build_optimizer, describe_machine, new_state, root_key, state_shapes
+from fusion_jax.runs import build_step, describe_machine, new_state, root_key, state_shapes
 from fusion_jax.training.parallel import DataParallel
-from fusion_jax.training.step import make_train_step
 from fusion_jax.types import Batch
 
 SHAPE = flags.DEFINE_enum("shape", "av_mnist", ["av_mnist", "published"], "shape of the inputs")
@@ -96,22 +95,13 @@ class Program:
     def __init__(self, config: Config, batch: Batch):
         """Build; the first calls compile."""
         spec, parallel = SPECS[SHAPE.value], DataParallel(jax.devices()[:1])
-        step = make_train_step(
-            model=config.model,
-            task=config.task,
-            objective=config.objective,
-            balancer=config.balancer,
-            recipe=config.recipe,
-            tx=build_optimizer(config),
-            num_steps=config.num_steps,
-        )
 
         def predict(variables: Any, batch: Batch) -> Any:
             output: Any = config.model.apply(variables, batch.inputs, batch.present, train=False)
             return output.prediction, output.fusion.weights
 
         self.place_state = parallel.place_state
-        self._step = parallel.compile(step, state_shapes(config, spec))
+        self._step = parallel.compile(build_step(config), state_shapes(config, spec))
         self._predict = parallel.evaluation(predict)
         self._batch = parallel.place_batch(batch)
         self.state = parallel.create(

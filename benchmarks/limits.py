@@ -15,13 +15,12 @@ says what is communicated. From these and the numbers on the makers' data sheets
   is assumed to overlap: with overlap the larger of the two is the limit.
 
 An H200 has no compiler here: its operations and bytes are those that XLA counts for v5p. Beyond 8
-of them a ring runs over the network. Nothing is run: measured steps are in docs/performance.md.
+of them a ring runs over the network. Nothing is run.
 """
 
 import dataclasses
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import tpu
@@ -179,5 +178,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    Path(RESULT).parent.mkdir(exist_ok=True)
     app.run(main)

@@ -3,7 +3,7 @@
 python benchmarks/targets.py
 
 Prints the table and writes it to docs/results/speed.md; `make bench` ends with it. What has no
-result file says "not measured"; docs/performance.md explains what misses its target.
+result file says "not measured".
 """
 
 import json
@@ -51,10 +51,10 @@ TARGETS = [
         1.0,
         True,
         ".2f",
-        f"step_{file}_cpu.json",
+        f"step_{shape}_cpu.json",
         step("float32", "eager"),
     )
-    for shape, file in (("av_mnist", "av_mnist"), ("published", "published"))
+    for shape in ("av_mnist", "published")
 ]
 TARGETS += [
     Target(

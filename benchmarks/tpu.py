@@ -34,14 +34,12 @@ from jax.experimental import topologies
 from ml_collections import config_flags
 
 from fusion_jax.config import Config, read_json, write_json
-from fusion_jax.data.loader import first_batch
 from fusion_jax.errors import FusionError, first_line
 from fusion_jax.evaluation.grid import TracedCondition, decide_program, encode_program
 from fusion_jax.frequency import frequency_ratio
-from fusion_jax.runs import build_optimizer, describe_run, state_shapes
+from fusion_jax.runs import batch_shapes, build_step, describe_run, state_shapes
 from fusion_jax.sources import DataSpec
 from fusion_jax.training.parallel import DataParallel, make_strategy
-from fusion_jax.training.step import make_train_step
 from fusion_jax.types import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,26 +79,11 @@ def tpu_devices(topology: str) -> list[Any]:
         raise FusionError(f"no TPU topology {topology!r}: {first_line(error)}") from error
 
 
-def batch_shapes(spec: DataSpec, size: int) -> Batch:
-    """Shapes and types of a batch of the data."""
-    return jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, first_batch(spec, size=size)))
-
-
 def lower_training(config: Config, spec: DataSpec, strategy: DataParallel) -> Any:
     """The training step of `fusion_jax.training.loop`, lowered."""
     shapes = state_shapes(config, spec)
-    step = make_train_step(
-        model=config.model,
-        task=config.task,
-        objective=config.objective,
-        balancer=config.balancer,
-        recipe=config.recipe,
-        tx=build_optimizer(config),
-        num_steps=config.num_steps,
-        accumulation=config.accumulation,
-    )
-    batch = strategy.batch_template(batch_shapes(spec, config.batch_size))
-    program = strategy.program(step, shapes)
+    batch = strategy.batch_template(batch_shapes(spec, size=config.batch_size))
+    program = strategy.program(build_step(config), shapes)
     return strategy.on_mesh(program.lower)(strategy.template(shapes), batch)
 
 
@@ -121,7 +104,7 @@ def lower_evaluation(config: Config, spec: DataSpec, strategy: DataParallel) -> 
         return decide(variables, encoded, jnp.zeros((1, *keep.shape), int), keep[None], 1.0, batch)
 
     modalities = (len(model.modalities),)
-    rows = batch_shapes(spec, config.eval_batch_size)
+    rows = batch_shapes(spec, size=config.eval_batch_size)
     arguments = (
         {"params": state.params, **state.collections},
         strategy.rows_template(dataclasses.replace(rows, donors=rows.inputs)),

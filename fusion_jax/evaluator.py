@@ -163,7 +163,9 @@ class Evaluator:
             {cluster: self.identity[cluster] for cluster in spec.clusters}, num=len(self.source)
         )
         rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-        summaries, cells = {}, list(zip(self.labels, self.cells, strict=True))
+        labelled = zip(self.labels, self.cells, strict=True)
+        misaligned = {label for label, cell in labelled if cell.misaligned}
+        summaries = {}
         for index, (seed, records) in enumerate(zip(seeds, found, strict=True)):
             whole, all_rows = records.of_cells(), []
             clean = cell_records(whole, 0)
@@ -186,7 +188,7 @@ class Evaluator:
                 whole,
                 modalities=spec.names,
                 num_classes=spec.num_classes,
-                misaligned={label for label, cell in cells if cell.misaligned},
+                misaligned=misaligned,
                 calibration_nll=calibration[index] if calibration else None,
             )
         return {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from fusion_jax.config import (
@@ -29,7 +30,8 @@ from fusion_jax.models import parameter_modality
 from fusion_jax.sources import ArraySpec, DataSpec
 from fusion_jax.training.checkpoints import Checkpoints
 from fusion_jax.training.state import create_state
-from fusion_jax.types import TrainState
+from fusion_jax.training.step import make_train_step
+from fusion_jax.types import Batch, Step, TrainState
 
 # What may change when a run goes on: more seeds, and what leaves its numbers as they are.
 FREE_FIELDS = ("num_seeds", "compilation_cache", "parallel", "num_workers", "data_timeout")
@@ -49,6 +51,25 @@ def build_optimizer(config: Config) -> optax.GradientTransformationExtraArgs:
         path_to_modality=lambda path: parameter_modality(path, modalities),
         modalities=modalities,
     )
+
+
+def build_step(config: Config) -> Step:
+    """The training step of a configuration."""
+    return make_train_step(
+        model=config.model,
+        task=config.task,
+        objective=config.objective,
+        balancer=config.balancer,
+        recipe=config.recipe,
+        tx=build_optimizer(config),
+        num_steps=config.num_steps,
+        accumulation=config.accumulation,
+    )
+
+
+def batch_shapes(spec: DataSpec, *, size: int) -> Batch:
+    """Shapes and types of a batch on the device."""
+    return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, first_batch(spec, size=size)))
 
 
 def root_key(config: Config, index: int) -> jax.Array:

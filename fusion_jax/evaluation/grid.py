@@ -233,11 +233,7 @@ def _corrupted_then(
 
     def corrupted(corruption: Any) -> Callable[..., tuple[Array, Array]]:
         def function(
-            x: Array,
-            severities: Array,
-            example_id: Array,
-            key: Array,
-            donor: Array | None,
+            x: Array, severities: Array, example_id: Array, key: Array, donor: Array | None
         ) -> tuple[Array, Array]:
             noisy = corrupted_inputs(
                 corruption, x, severities, example_id, key, donor, modality=modality
@@ -296,11 +292,7 @@ def corrupted_inputs(
 
 
 def _untouched(
-    x: Array,
-    severities: Array,
-    example_id: Array,
-    key: Array,
-    donor: Array | None,
+    x: Array, severities: Array, example_id: Array, key: Array, donor: Array | None
 ) -> tuple[Array, Float[Array, " b"]]:
     """A clean input and its noise levels."""
     del example_id, key, donor

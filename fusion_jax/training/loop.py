@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fusion_jax.cells import Cell, robustness_cells
@@ -18,7 +17,8 @@ from fusion_jax.errors import FusionError, Stopped, first_line
 from fusion_jax.evaluation.grid import evaluate_grid, make_grid_program
 from fusion_jax.rng import stream
 from fusion_jax.runs import (
-    build_optimizer,
+    batch_shapes,
+    build_step,
     locked,
     new_state,
     record_run,
@@ -32,7 +32,6 @@ from fusion_jax.training.checkpoints import SELECTION, Checkpoints
 from fusion_jax.training.parallel import make_strategy
 from fusion_jax.training.profiling import Profiler, Watch
 from fusion_jax.training.progress import RunLog, flatten_metrics
-from fusion_jax.training.step import make_train_step
 from fusion_jax.training.temperature import TemperatureScaling
 from fusion_jax.types import ModelOutput, TrainState
 
@@ -99,16 +98,7 @@ class Trainer:
             eval_batch_size=config.eval_batch_size,
             accumulation=config.accumulation,
         )
-        self._one_step = make_train_step(
-            model=config.model,
-            task=config.task,
-            objective=config.objective,
-            balancer=config.balancer,
-            recipe=config.recipe,
-            tx=build_optimizer(config),
-            num_steps=config.num_steps,
-            accumulation=config.accumulation,
-        )
+        self._one_step = build_step(config)
         self.step = self.parallel.compile(self._one_step, self.shapes)
         # Validation meets what training meets.
         self.grid = make_grid_program(
@@ -172,9 +162,7 @@ class Trainer:
         Of the program as it is written, before XLA changes it. Parts of a batch that are worked
         through one after the other are counted once by XLA, so by their number here.
         """
-        batch = jax.eval_shape(
-            lambda: jax.tree.map(jnp.asarray, first_batch(self.spec, size=self.config.batch_size))
-        )
+        batch = batch_shapes(self.spec, size=self.config.batch_size)
         return self.config.accumulation * self.parallel.flops(self._one_step, self.shapes, batch)
 
     def _steps(
