@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from fusion_jax.compiler import compiler_options
 from fusion_jax.errors import FusionError
 from fusion_jax.models import FusionModel
 from fusion_jax.runs import load_config, restore_best, state_shapes
@@ -52,7 +53,8 @@ class Predictor:
             output = cast(ModelOutput, output)
             return jax.nn.softmax(output.prediction), output.fusion.weights
 
-        self._program = jax.jit(program)
+        options = compiler_options(jax.default_backend())
+        self._program = jax.jit(program, compiler_options=options)
 
     def __call__(
         self, inputs: Mapping[str, np.ndarray], present: Bool[np.ndarray, "b m"] | None = None

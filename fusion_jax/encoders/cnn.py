@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Shaped
 
 from fusion_jax.blocks.convolution import Conv
 from fusion_jax.blocks.gaussian import GaussianCode
+from fusion_jax.blocks.norm import GroupNorm
 from fusion_jax.errors import FusionError
 from fusion_jax.precision import at_least_float32, compute_dtype
 from fusion_jax.types import Features
@@ -53,7 +54,7 @@ class CNNEncoder(nn.Module):
         x = x.astype(dtype)
         for width in self.widths:
             x = Conv(width, (3, 3), strides=2, use_bias=False, dtype=dtype)(x)
-            x = nn.gelu(nn.GroupNorm(num_groups=self.groups, dtype=dtype)(x))
+            x = nn.gelu(GroupNorm(num_groups=self.groups)(x))
         grid = x.shape[1:-1]
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         if self.probabilistic:

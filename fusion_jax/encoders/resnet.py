@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from fusion_jax.blocks.convolution import Conv
 from fusion_jax.blocks.gaussian import GaussianCode
-from fusion_jax.blocks.norm import BatchNorm
+from fusion_jax.blocks.norm import BatchNorm, GroupNorm
+from fusion_jax.blocks.pooling import max_pool
 from fusion_jax.errors import FusionError
 from fusion_jax.precision import at_least_float32, compute_dtype
 from fusion_jax.types import Features
@@ -127,7 +128,7 @@ class ResNetEncoder(nn.Module):
             init = nn.initializers.constant(start)
             if self.norm == "batch":
                 return BatchNorm(scale_init=init, name=name)(x, train=train, mask=mask)
-            return nn.GroupNorm(self.groups, dtype=x.dtype, scale_init=init, name=name)(x)
+            return GroupNorm(self.groups, scale_init=init, name=name)(x)
 
         return norm
 
@@ -138,7 +139,7 @@ class ResNetEncoder(nn.Module):
             return nn.relu(norm(x, "stem_norm"))
         x = conv(self.width, (7, 7), strides=2, padding=_around(3), name="stem_conv")(x)
         x = nn.relu(norm(x, "stem_norm"))
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=_around(1))
+        return max_pool(x)
 
     @classmethod
     def example(cls) -> tuple["ResNetEncoder", tuple[int, ...]]:

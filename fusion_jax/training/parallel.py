@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from fusion_jax.axes import DATA_AXIS
+from fusion_jax.compiler import compiler_options
 from fusion_jax.config import Parallel
 from fusion_jax.errors import FusionError
 from fusion_jax.types import Batch, Step, TrainState
@@ -100,7 +101,9 @@ class DataParallel:
     def program(self, step: Step, shapes: TrainState) -> Any:
         """The step under `jax.jit` (or `jax.pmap`), which can be lowered; it donates its state."""
         outputs = (self.shardings(shapes), self._everywhere)
-        return jax.jit(step, donate_argnums=0, out_shardings=outputs)
+        return jax.jit(
+            step, donate_argnums=0, out_shardings=outputs, compiler_options=self._options()
+        )
 
     def compile(self, step: Step, shapes: TrainState) -> Step:
         """The compiled step; it consumes the state it is given."""
@@ -120,7 +123,8 @@ class DataParallel:
 
     def evaluation_program(self, function: Callable[..., Any], *, keep_rows: bool = False) -> Any:
         """A function under `jax.jit`, which can be lowered; see `evaluation`."""
-        return jax.jit(function, out_shardings=self._rows if keep_rows else self._everywhere)
+        placed = self._rows if keep_rows else self._everywhere
+        return jax.jit(function, out_shardings=placed, compiler_options=self._options())
 
     def evaluation(
         self, function: Callable[..., Any], *, keep_rows: bool = False
@@ -131,6 +135,10 @@ class DataParallel:
         split over the devices as the batch is, to be worked on there.
         """
         return self.on_mesh(self.evaluation_program(function, keep_rows=keep_rows))
+
+    def _options(self) -> dict[str, str]:
+        """For the compiler, by the platform of the devices."""
+        return compiler_options(self.mesh.devices.flat[0].platform)
 
     def on_mesh(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
         """A compiled function called with the mesh in sight, so that it can map over rows."""

@@ -1,4 +1,4 @@
-"""BatchNorm: against NumPy, against Flax, and over devices with uneven padding."""
+"""BatchNorm over devices with uneven padding, GroupNorm; both against NumPy and against Flax."""
 
 import chex
 import flax.linen as nn
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fusion_jax.axes import DATA_AXIS, mean_share
-from fusion_jax.blocks.norm import BatchNorm
+from fusion_jax.blocks.norm import BatchNorm, GroupNorm
+from fusion_jax.errors import FusionError
 
 CHANNELS, EPSILON = 4, 1e-5
 
@@ -186,3 +187,59 @@ def test_batch_norm_scale_starts_where_it_is_told():
     layer = BatchNorm(scale_init=nn.initializers.zeros_init())
     made = jax.jit(lambda x: layer.init(jax.random.key(0), x, train=False))(make_rows())
     assert not np.any(made["params"]["scale"])
+
+
+def group_variables(channels=8):
+    generator = np.random.default_rng(2)
+    scale, bias = generator.uniform(0.5, 2, channels), generator.uniform(-1, 1, channels)
+    return {"params": {"scale": jnp.float32(scale), "bias": jnp.float32(bias)}}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("spatial", [(), (5,), (4, 3)])
+def test_group_norm_is_that_of_flax_in_values_and_gradients(groups, spatial):
+    if groups == 8 and not spatial:
+        pytest.skip("a group of one value has no deviation")
+    x = np.float32(np.random.default_rng(0).normal(1.0, 2.0, size=(3, *spatial, 8)))
+    given = np.float32(np.random.default_rng(1).normal(size=x.shape))
+    found = {}
+    for name, module in {"own": GroupNorm(groups), "flax": nn.GroupNorm(groups)}.items():
+        y, pull = jax.vjp(jax.jit(module.apply), group_variables(), x)
+        found[name] = (y, *pull(given))
+    chex.assert_trees_all_close(found["own"], found["flax"], atol=2e-5, rtol=2e-4)
+
+
+def test_group_norm_starts_as_that_of_flax():
+    x = jnp.ones((2, 3, 8))
+    start = nn.initializers.constant(0.0)
+    own = GroupNorm(4, scale_init=start).init(jax.random.key(0), x)
+    flax = nn.GroupNorm(4, scale_init=start).init(jax.random.key(0), x)
+    chex.assert_trees_all_equal(own, flax)
+
+
+def test_a_large_mean_does_not_cancel_deviations_in_group_norm():
+    x = np.random.default_rng(0).normal(300.0, 0.05, size=(2, 50, 8))
+    rows = x.reshape(2, 50, 2, 4)
+    mean, variance = (f(rows, axis=(1, 3), keepdims=True) for f in (np.mean, np.var))
+    expected = ((rows - mean) / np.sqrt(variance + 1e-6)).reshape(x.shape)
+    params = {"params": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
+    own = GroupNorm(2).apply(params, np.float32(x))
+    # float32 holds 300 to 3e-5, which is 6e-4 of a deviation.
+    np.testing.assert_allclose(own, expected, atol=2e-3)
+    flax = nn.GroupNorm(2).apply(params, np.float32(x))
+    assert np.abs(flax - expected).max() > 0.1
+
+
+def test_group_norm_in_bfloat16_has_statistics_in_float32():
+    x = np.random.default_rng(0).normal(20.0, 1.0, size=(2, 64, 64, 8))
+    low = jnp.asarray(x, jnp.bfloat16)
+    y = GroupNorm(2).apply(group_variables(), low)
+    expected = GroupNorm(2).apply(group_variables(), low.astype(jnp.float32))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float32(y), expected, atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+def test_groups_that_do_not_divide_the_channels_are_refused(groups):
+    with pytest.raises(FusionError, match=f"{groups} groups do not divide 8 channels"):
+        GroupNorm(groups).init(jax.random.key(0), jnp.ones((1, 4, 8)))
