@@ -2,8 +2,9 @@
 
 python benchmarks/targets.py
 
-Prints the table and writes it to docs/results/speed.md; `make bench` ends with it. What has no
-result file says "not measured".
+Prints the table and writes it to docs/results/speed.md, with the steps and the parts of a step in
+full; `make bench` ends with it. What has no result file says "not measured"; docs/performance.md
+explains what misses its target.
 """
 
 import json
@@ -153,8 +154,60 @@ def row(target: Target) -> str:
     return f"| {target.what} | {limit} | {value:{target.form}} | {verdict} | {where} |"
 
 
+def steps() -> list[str]:
+    """What bench_step.py measured, in full."""
+    rows = []
+    for path in sorted(RESULTS.glob("step_*.json")):
+        found = json.loads(path.read_text())
+        for dtype in [name for name in ("float32", "bfloat16") if name in found]:
+            for side, kinds in found[dtype].items():
+                words = "fusion_jax" if side == "ours" else f"PyTorch, {side}"
+                rows += [
+                    f"| {found['shape']}, batch {found['batch']} | {dtype} | {words} | {kind} | "
+                    f"{each['milliseconds']:.0f} | {each['over_ours']:.2f} | "
+                    f"{each['first_step_seconds']:.1f} | {each['memory']['process']:.0f} | "
+                    f"{found['run']['hardware']}, load {found['load_average'][0]:.1f} |"
+                    for kind, each in kinds.items()
+                ]
+    head = [
+        "",
+        "## Steps in full",
+        "",
+        "Median milliseconds of a training step or a prediction; its median ratio to ours, by "
+        "turns; seconds to the end of the first step, without the compilation cache; the most "
+        "memory that the process held, compilation included.",
+        "",
+        "| shape | dtype | | | ms | over ours | first step, s | memory, MB | hardware |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    return head + rows if rows else []
+
+
+def parts() -> list[str]:
+    """What bench_convolution.py measured."""
+    path = RESULTS / "convolution_cpu.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    return [
+        "",
+        "## Parts of a ResNet-18 step on CPU",
+        "",
+        f"Batch {found['batch']}, float32, medians in milliseconds, with gradients; theirs are "
+        "XLA's and Flax's forms under the compiler's own options. "
+        f"{found['run']['hardware']}, load {found['load_average'][0]:.1f}.",
+        "",
+        "| part | theirs | ours | theirs over ours |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {each['theirs']:.2f} | {each['ours']:.2f} | {each['ratio']:.1f} |"
+            for name, each in found["milliseconds"].items()
+        ),
+    ]
+
+
 def main() -> None:
-    """Print and write the table."""
+    """Print the table of targets; write it with what stands behind it."""
     table = [
         "| what | target | measured | | result file and hardware |",
         "|---|---|---|---|---|",
@@ -164,9 +217,12 @@ def main() -> None:
         "# Targets of speed",
         "",
         "Generated from the files in `benchmarks/results`, do not edit: "
-        "`python benchmarks/targets.py`.",
+        "`python benchmarks/targets.py`. Each number is explained in "
+        "[performance.md](../performance.md).",
         "",
         *table,
+        *steps(),
+        *parts(),
         "",
     ]
     PAGE.write_text("\n".join(text))
