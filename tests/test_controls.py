@@ -1,5 +1,7 @@
 """The controls of an adaptive scheduler: constant, permuted and true-severity weights, averages."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,12 @@ import pytest
 
 from fusion_jax.blocks.presence import permuted_weights, uniform_weights
 from fusion_jax.cells import Cell, Condition
-from fusion_jax.config import Config
+from fusion_jax.config import Config, Recipe
 from fusion_jax.corruptions.gaussian_noise import GaussianNoise
 from fusion_jax.data.arrays import ArrayData
 from fusion_jax.encoders.mlp import MLPEncoder
 from fusion_jax.errors import FusionError
+from fusion_jax.evaluate import evaluate
 from fusion_jax.evaluation.grid import evaluate_grid, make_grid_program
 from fusion_jax.fusion.mean import MeanFusion
 from fusion_jax.fusion.sum import SumFusion
@@ -30,6 +33,7 @@ from fusion_jax.tasks.classification import Classification, ClassificationHead
 from fusion_jax.training.loop import train
 from fusion_jax.training.parallel import DataParallel
 from tests.conftest import make_batch, make_present, make_scheduler_input
+from tests.training import small
 
 NAMES = ("left", "right")
 
@@ -289,3 +293,14 @@ def test_signals_of_one_class_are_refused():
     scheduler = StaticScheduler(signals=(PredictedNoise(hidden=4), PredictedNoise(hidden=8)))
     with pytest.raises(FusionError, match="has PredictedNoise more than once"):
         scheduler.init(jax.random.key(0), inputs, train=False)
+
+
+@pytest.mark.parametrize("scaling", [False, True], ids=["plain", "temperature scaling"])
+def test_the_control_that_is_told_the_noise_is_trained_and_evaluated(scaling, tmp_path):
+    config = small.make_config(data=small.make_data(), scaling=scaling, num_steps=2)
+    model = config.model.clone(scheduler=TrueSeverityScheduler(hidden=4))
+    recipe = Recipe({name: GaussianNoise(deviation=1.0) for name in NAMES})
+    told = dataclasses.replace(config, model=model, recipe=recipe, eval_every=2)
+    train(told, tmp_path / "run")
+    cells = evaluate(tmp_path / "run", data=config.data)["cells"]
+    assert len(cells) > 10 and all(np.isfinite(cell["accuracy"]) for cell in cells)

@@ -310,10 +310,12 @@ def _check_prediction(config: Config, spec: DataSpec) -> None:
     if not hasattr(config.task, "check"):
         return
     shapes, batch = state_shapes(config, spec), first_batch(spec)
-    output = jax.eval_shape(
-        lambda variables: config.model.apply(variables, batch.inputs, batch.present, train=False),
-        {"params": shapes.params, **shapes.collections},
+    # Controls that are told the noise are trained and evaluated with it.
+    predict = functools.partial(
+        config.model.apply, train=False, noise_level=np.zeros(batch.present.shape, np.float32)
     )
+    variables = {"params": shapes.params, **shapes.collections}
+    output = jax.eval_shape(predict, variables, batch.inputs, batch.present)
     config.task.check(cast(ModelOutput, output).prediction.shape, spec)
 
 
