@@ -44,7 +44,7 @@ def refused(done):
         ),
         ([CONFIG, "--config.recipe.corruptions.audio.loud=3"], "'loud' here; there are reference"),
         ([CONFIG, "--config.batch_size=0"], "config.batch_size is 0: it must be at least 1"),
-        ([CONFIG, "--config.model.encoders.audio.groups=7"], "groups (7) does not divide"),
+        ([CONFIG, "--config.model.encoders.audio.groups=7"], "7 groups do not divide 16 channels"),
         ([CONFIG, "--config.data.modalities=('audio',)"], "the data's ['audio']"),
         ([CONFIG + ":fast"], "unknown variant 'fast': choose one of ['udml', 'static']"),
         ([CONFIG, "--fast"], "Unknown command line flag 'fast'"),

@@ -296,6 +296,7 @@ def test_signals_of_one_class_are_refused():
 
 
 @pytest.mark.parametrize("scaling", [False, True], ids=["plain", "temperature scaling"])
+@pytest.mark.slow
 def test_the_control_that_is_told_the_noise_is_trained_and_evaluated(scaling, tmp_path):
     config = small.make_config(data=small.make_data(), scaling=scaling, num_steps=2)
     model = config.model.clone(scheduler=TrueSeverityScheduler(hidden=4))

@@ -274,6 +274,7 @@ def one(modality, severity, corruption="GaussianNoise"):
     return Cell(((modality, Condition(corruption, severity)),))
 
 
+@pytest.mark.slow
 def test_cells_equal_a_direct_evaluation(run):
     # Factorised (each condition encoded once) against the whole model on corrupted inputs.
     workdir, data, config, _ = run
@@ -570,6 +571,7 @@ def test_two_evaluations_of_one_run_do_not_mix(run):
             evaluate(workdir, data=data)
 
 
+@pytest.mark.slow
 def test_what_a_killed_evaluation_finished_is_used_again_and_nothing_else(run):
     workdir, data, _, report = run
     correct = np.load(workdir / "seed_0" / "records_test" / "correct.npy", mmap_mode="r+")

@@ -239,6 +239,7 @@ def test_readme_udml_in_a_linen_loop_of_ones_own():
     assert 1e-3 < np.abs(np.asarray(jax.tree.leaves(state)[0]) - share).max() < 0.5
 
 
+@pytest.mark.slow
 def test_readme_ma_afs_in_a_linen_loop_of_ones_own():
     check_marked_lines(MA_AFS, 10)  # as the text says
     images, _, labels = noisy_streams()

@@ -115,6 +115,7 @@ def test_the_standard_grid_comes_first_in_the_joint_one():
 
 
 @pytest.mark.parametrize("memory", [1, 3 * 3 * 8 * 5 * 4 * 2])
+@pytest.mark.slow
 def test_results_do_not_depend_on_how_many_conditions_are_held_at_once(memory):
     cells = CONDITIONS.cells(NAMES, "joint")
     for whole, parts in zip(run(cells), run(cells, memory=memory), strict=True):
