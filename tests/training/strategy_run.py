@@ -125,7 +125,11 @@ def run(strategy: DataParallel, settings: dict) -> dict:
         for i in range(settings["steps"])
     ]
     split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
-    program = str(jax.make_jaxpr(strategy.program(step, state))(state, batches[0]))
+    program = strategy.program(step, state)
+    # A program with options for the compiler is traced by itself; a mapped one cannot be.
+    trace = getattr(program, "trace", jax.make_jaxpr(program))
+    traced = trace(state, batches[0])
+    program = str(getattr(traced, "jaxpr", traced))
     losses = []
     given_away = jax.tree.leaves(state.params)
     for batch in batches:
