@@ -30,6 +30,7 @@ from fusion_jax.optimizers import AdamW
 from fusion_jax.runs import describe_machine
 from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.tasks.classification import Classification, ClassificationHead
+from fusion_jax.training.parallel import DataParallel
 from fusion_jax.training.state import create_state
 from fusion_jax.training.step import make_train_step
 from fusion_jax.types import Batch
@@ -86,8 +87,8 @@ def make_step(balancer: Any, batch: Batch) -> Callable[[], None]:
         recipe=Recipe(noise_rate=0.0, modality_dropout=0.0),
         num_steps=1000,
     )
-    program = jax.jit(step, donate_argnums=0)
     state = create_state(**parts, example=batch, key=jax.random.key(0))
+    program = DataParallel(jax.devices()[:1]).compile(step, state)
 
     def run() -> None:
         nonlocal state

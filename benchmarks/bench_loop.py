@@ -3,7 +3,7 @@
 python benchmarks/bench_loop.py [--config=configs/av_mnist.py] [--steps=300] [--out=FOLDER]
 
 `train.py --profile` trains into a folder that is removed, and its breakdown is read. The input's
-share is that of waiting for a batch and placing it, of all time in the loop after the first step
+share is that of waiting for a batch on the device, of all time in the loop after the first step
 without evaluation and checkpoints; the target is 5 %. A folder in `--out` receives
 loop_<platform>.json.
 """

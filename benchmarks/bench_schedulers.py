@@ -44,6 +44,7 @@ from fusion_jax.schedulers.static import StaticScheduler
 from fusion_jax.schedulers.udml import UDMLScheduler, official_udml
 from fusion_jax.signals.predicted_noise import PredictedNoise
 from fusion_jax.tasks.classification import Classification, ClassificationHead
+from fusion_jax.training.parallel import DataParallel
 from fusion_jax.training.state import create_state
 from fusion_jax.training.step import make_train_step
 from fusion_jax.types import Batch
@@ -159,9 +160,10 @@ class Program:
             output: Any = model.apply(variables, batch.inputs, batch.present, train=False)
             return output.prediction, output.fusion.weights
 
-        self._batch = batch
-        self._step, self._predict = jax.jit(step, donate_argnums=0), jax.jit(predict)
+        self._batch, parallel = batch, DataParallel(jax.devices()[:1])
         self._state = create_state(**built, example=batch, key=jax.random.key(0))
+        self._step = parallel.compile(step, self._state)
+        self._predict = parallel.evaluation(predict)
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self._state.params))
 
     def train(self) -> None:

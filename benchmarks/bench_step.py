@@ -39,7 +39,8 @@ import jax
 import numpy as np
 import optax
 from absl import app, flags
-from published import NAMES, ROOT, SPECS, experiment
+from published import NAMES, SPECS, experiment
+from sides import Side, has_torch, torch_program, without_path
 
 from fusion_jax.config import Config, Recipe, write_json
 from fusion_jax.corruptions.batch import corrupt_batch, drop_modalities
@@ -65,8 +66,6 @@ KINDS = ("train", "forward")
 LAYOUTS = ("contiguous_format", "channels_last")
 FORMS = {"eager": [], "compile": ["--compile"]}
 CHECKED_ROWS, CHECKED_STEPS = 4, 3
-# A library's threads spin for a moment after their work, on the cores that the other one needs.
-PAUSE_SECONDS = 0.2
 
 
 def random_batch(rows: int) -> Batch:
@@ -163,41 +162,6 @@ def processor() -> str:
     return found[1] if found else "unknown"
 
 
-class Side:
-    """A process that runs blocks of steps when it is told to, and sleeps otherwise."""
-
-    def __init__(self, command: list[str], **environment: str):
-        """Start it."""
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | environment,
-        )
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Its answer."""
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"{self._process.args} ended with {self._process.wait()}")
-        return json.loads(answer)
-
-    def milliseconds(self, kind: str) -> float:
-        """Of a step, in a block of them."""
-        time.sleep(PAUSE_SECONDS)
-        return 1e3 * self.ask(do=kind, calls=STEPS.value)["seconds"] / STEPS.value
-
-    def close(self) -> None:
-        """End it."""
-        assert self._process.stdin
-        self._process.stdin.close()
-        self._process.wait()
-
-
 def our_side(dtype: str, rows: int) -> Side:
     """The library."""
     tf32 = "--tf32" if TF32.value else "--notf32"
@@ -208,10 +172,7 @@ def our_side(dtype: str, rows: int) -> Side:
 
 def torch_command(platform: str, *arguments: str) -> list[str]:
     """benchmarks/torch_step.py."""
-    device = {"cpu": "cpu", "gpu": "cuda"}[platform]
-    threads = len(os.sched_getaffinity(0))
-    program = [TORCH.value or sys.executable, str(ROOT / "benchmarks" / "torch_step.py")]
-    return [*program, f"--device={device}", f"--threads={threads}", *arguments]
+    return [*torch_program(TORCH.value, "torch_step.py", platform), *arguments]
 
 
 def fastest_torch(start: Path, platform: str, dtype: str, form: str) -> dict[str, Any]:
@@ -227,7 +188,7 @@ def fastest_torch(start: Path, platform: str, dtype: str, form: str) -> dict[str
         sides.append(Side(torch_command(platform, *arguments), **environment))
         for kind in KINDS:
             sides[-1].ask(do=kind, calls=1)
-            found = min(sides[-1].milliseconds(kind) for _ in range(2))
+            found = min(sides[-1].milliseconds(kind, STEPS.value) for _ in range(2))
             if found < min(best[kind]["trials"].values(), default=np.inf):
                 best[kind] |= {"side": sides[-1], "setting": name}
             best[kind]["trials"][name] = found
@@ -361,32 +322,17 @@ def forms(platform: str) -> list[str]:
     return list(FORMS) if compiled else ["eager"]
 
 
-def has_torch() -> bool:
-    """Whether the interpreter has PyTorch; where it has not, says what to do."""
-    command = [TORCH.value or sys.executable, "-c", "import torch, scipy"]
-    if subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0:
-        return True
-    if TORCH.value:
-        raise app.UsageError(f"{TORCH.value} has no PyTorch: install torch, numpy and scipy there")
-    print(
-        'no PyTorch to compare with: pip install -e ".[parity]", or give --torch=PYTHON; ours is '
-        "timed alone",
-        file=sys.stderr,
-    )
-    return False
-
-
 def measure(sides: dict[str, dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
     """Milliseconds a step of each side and kind in each round, by turns in drawn order."""
     turns = [(name, kind) for name in sides for kind in KINDS]
     times: dict[str, Any] = {name: {kind: [] for kind in KINDS} for name in sides}
     for name, kind in turns:
-        sides[name][kind]["side"].milliseconds(kind)  # compiles
+        sides[name][kind]["side"].milliseconds(kind, STEPS.value)  # compiles
     generator = np.random.default_rng(0)
     for _ in range(ROUNDS.value):
         for turn in generator.permutation(len(turns)):
             name, kind = turns[turn]
-            times[name][kind].append(sides[name][kind]["side"].milliseconds(kind))
+            times[name][kind].append(sides[name][kind]["side"].milliseconds(kind, STEPS.value))
     return times
 
 
@@ -440,7 +386,7 @@ def main(_: list[str]) -> None:
     result["threads"] = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         start = None
-        if has_torch():
+        if has_torch(TORCH.value):
             start, compared = Path(folder) / "start.npz", Path(folder) / "check.npz"
             arrays, fresh = checked(experiment(SHAPE.value))
             np.savez(compared, **arrays)
@@ -450,9 +396,7 @@ def main(_: list[str]) -> None:
             result[dtype] = compare(start, platform, dtype, rows)
     if OUT.value:
         runs = [result[dtype].pop("run") for dtype in DTYPES if dtype in result]
-        # Where PyTorch lies is of no use to others.
-        words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-        command = re.sub(r"--torch=\S+", "--torch=PYTHON", " ".join(words))
+        command = without_path(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
         Path(OUT.value).mkdir(parents=True, exist_ok=True)
         path = Path(OUT.value) / f"step_{SHAPE.value}_{platform}.json"
         run = runs[0] | {"command": command, "processor": processor()}

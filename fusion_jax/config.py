@@ -66,10 +66,14 @@ class Parallel:
         strategy: "jit" (the batch is split, the state is on every device), "fsdp" (large arrays of
             the state are split too) or "pmap"; see `fusion_jax.training.parallel`.
         min_shard_size: elements from which "fsdp" splits an array, > 0.
+        seeds_at_once: train all seeds of a run in one program, vectorised over them, in place of
+            one after the other. It takes the memory of all, and pays where a step of one seed
+            cannot fill the device (docs/performance.md); numbers agree up to rounding.
     """
 
     strategy: str = "jit"
     min_shard_size: int = 2**14
+    seeds_at_once: bool = False
 
 
 @dataclasses.dataclass
@@ -91,8 +95,8 @@ class Config:
             memory; running statistics (batch norm, scheduler, balancer) see each part by itself.
         eval_batch_size: examples of an evaluation step, over all devices.
         seed: of the first run; run i of `num_seeds` uses seed + i.
-        num_seeds: runs, one after the other, sharing one compiled step; the best checkpoint is kept
-            of each.
+        num_seeds: runs that share one compiled step, one after the other unless
+            `parallel.seeds_at_once`; the best checkpoint is kept of each.
         log_every: steps between log lines.
         eval_every: steps between validations; each saves a checkpoint.
         evaluation_severities: of the robustness evaluation, per modality.

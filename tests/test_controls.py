@@ -178,6 +178,7 @@ def test_true_severity_does_not_predict():
         predictor(batch.inputs)
 
 
+@pytest.mark.slow
 def test_grid_tells_the_true_noise_to_the_control_alone():
     batch = make_batch(16, missing=False)
     corruptions = {name: (GaussianNoise(deviation=1.0),) for name in NAMES}
@@ -262,6 +263,7 @@ def make_split(num, first_id, *, shift):
     return ArraySource(inputs, (classes + shift) % 3, num_classes=3, first_id=first_id)
 
 
+@pytest.mark.slow
 def test_predictor_of_a_checkpoint_from_before_the_start_has_equal_weights(tmp_path):
     # What is learned in training is wrong in validation, so the first checkpoint is the best one.
     data = ArrayData(

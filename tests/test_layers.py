@@ -29,7 +29,7 @@ LAYERS = [
     {"report.reading", "report.words", "report.drawing"},
     {"report"},
     {"report.page"},
-    {"runs", "shown_examples", "evaluator"},
+    {"runs", "training.seeds", "shown_examples", "evaluator"},
     {"training.loop", "evaluate", "predictor"},
     {"cli"},
     {"experiment_definition"},

@@ -119,7 +119,10 @@ def test_code_stays_finite_whatever_comes():
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
 
 
-@pytest.mark.parametrize("kind", [CNNEncoder, MLPEncoder, ResNetEncoder, ViTEncoder])
+@pytest.mark.parametrize(
+    "kind",
+    [CNNEncoder, MLPEncoder, pytest.param(ResNetEncoder, marks=pytest.mark.slow), ViTEncoder],
+)
 def test_every_encoder_can_be_probabilistic(kind):
     encoder, shape = kind.example()
     encoder = encoder.clone(probabilistic=True)
@@ -242,6 +245,7 @@ def test_noise_begins_at_its_start():
         assert (view.inputs["left"] != batch.inputs["left"]).any() == noisy
 
 
+@pytest.mark.slow
 def test_two_stages_train_in_one_program():
     recipe = Recipe(corruptions={"left": GaussianNoise(deviation=1.0)}, noise_start=0.5)
     step, state = make_parts(recipe)

@@ -7,7 +7,7 @@ whether the run started at 0 or was resumed at k, and does not depend on the num
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import grain
@@ -22,12 +22,18 @@ from fusion_jax.types import Batch
 READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
-class Watched(Iterator[Batch]):
-    """Batches read by a thread, so that a source that hangs can be told from one that is slow."""
+class Watched(Iterator[Any]):
+    """Batches read by a thread, so that a source that hangs can be told from one that is slow.
 
-    def __init__(self, batches: grain.DatasetIterator, timeout: float):
+    The thread also puts them in their place, so that the next one lies on the devices when a step
+    ends.
+    """
+
+    def __init__(
+        self, batches: grain.DatasetIterator, timeout: float, place: Callable[[Batch], Any]
+    ):
         """Begin to read."""
-        self._timeout = timeout
+        self._timeout, self._place = timeout, place
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
         # A daemon: a read that hangs for ever must not keep the process alive.
@@ -38,7 +44,7 @@ class Watched(Iterator[Batch]):
         """Hand on batch after batch, and what ends them."""
         try:
             while not self._closed.is_set():
-                self._ready.put((next(batches), None))
+                self._ready.put((self._place(next(batches)), None))
         except Exception as error:  # Raised again in the thread that trains.
             self._ready.put((None, error))
         batches.close()
@@ -50,8 +56,8 @@ class Watched(Iterator[Batch]):
             self._ready.get_nowait()  # The thread may wait for room.
         self._thread.join(timeout=10)
 
-    def __next__(self) -> Batch:
-        """The next batch; raises like `train_batches`."""
+    def __next__(self) -> Any:
+        """The next batch in its place; raises like `train_batches`."""
         try:
             batch, error = self._ready.get(timeout=self._timeout)
         except queue.Empty:
@@ -78,6 +84,7 @@ def train_batches(
     host: tuple[int, int] = (0, 1),
     num_workers: int = 0,
     timeout: float = 600.0,
+    place: Callable[[Batch], Any] = lambda batch: batch,
 ) -> Watched:
     """Endless shuffled batches, from step `first_step` on; each epoch has its own order.
 
@@ -89,6 +96,7 @@ def train_batches(
         host: (index, count) of this host; it gets its slice of each batch.
         num_workers: processes that read; 0 for threads of this one. The batches are the same.
         timeout: seconds to wait for a batch.
+        place: puts a batch on the devices, in the thread that reads; by default it stays here.
 
     Returns:
         An iterator to be closed after use.
@@ -105,7 +113,7 @@ def train_batches(
     read = batches.to_iter_dataset(READ)
     if num_workers:
         read = read.mp_prefetch(grain.MultiprocessingOptions(num_workers=num_workers))
-    return Watched(iter(read), timeout)
+    return Watched(iter(read), timeout, place)
 
 
 def eval_batches(

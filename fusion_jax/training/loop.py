@@ -1,9 +1,10 @@
 """The one training loop."""
 
 import contextlib
+import dataclasses
 import functools
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ from fusion_jax.training.checkpoints import SELECTION, Checkpoints
 from fusion_jax.training.parallel import make_strategy
 from fusion_jax.training.profiling import Profiler, Watch
 from fusion_jax.training.progress import RunLog, flatten_metrics
+from fusion_jax.training.seeds import OneSeed, SeedsAtOnce
 from fusion_jax.training.temperature import TemperatureScaling
 from fusion_jax.types import ModelOutput, TrainState
 
@@ -79,9 +81,28 @@ def train(config: Config, workdir: str | Path, *, profile: bool = False) -> Trai
             record_run(config, workdir, spec)
 
         hosts.lead_does(enter)
-        for index in range(config.num_seeds):
-            state = run.train_seed(index, seed_folder(workdir, index), sources, profile=profile)
+        at_once = config.num_seeds if config.parallel.seeds_at_once else 1
+        for first in range(0, config.num_seeds, at_once):
+            indices = range(first, first + at_once)
+            state = run.train_seeds(workdir, indices, sources, profile=profile)
     return state
+
+
+@dataclasses.dataclass
+class Seed:
+    """A seed in training.
+
+    Attributes:
+        state: before the first step; the steps consume it.
+        checkpoints: what it saves.
+        log: what it tells.
+        batches: what it reads, on the devices.
+    """
+
+    state: TrainState
+    checkpoints: Checkpoints
+    log: RunLog
+    batches: Iterator[Any]
 
 
 class Trainer:
@@ -99,7 +120,7 @@ class Trainer:
             accumulation=config.accumulation,
         )
         self._one_step = build_step(config)
-        self.step = self.parallel.compile(self._one_step, self.shapes)
+        self._programs: dict[int, OneSeed] = {}
         # Validation meets what training meets.
         self.grid = make_grid_program(
             config.model,
@@ -118,115 +139,190 @@ class Trainer:
             else None
         )
 
-    def train_seed(
-        self, index: int, folder: Path, sources: dict[str, Source], *, profile: bool = False
+    def train_seeds(
+        self,
+        workdir: Path,
+        indices: Sequence[int],
+        sources: dict[str, Source],
+        *,
+        profile: bool = False,
     ) -> TrainState:
-        """Train one seed from its last checkpoint, or from the start."""
-        config = self.config
-        checkpoints = Checkpoints(folder / "checkpoints")
+        """Train seeds at once, from their last checkpoints or from the start; the last one's state.
+
+        Seeds that an earlier process left at another step than the others go on apart from them.
+        """
+        with contextlib.ExitStack() as stack:
+            checkpoints = {
+                index: stack.enter_context(
+                    contextlib.closing(Checkpoints(seed_folder(workdir, index) / "checkpoints"))
+                )
+                for index in indices
+            }
+            states = {index: self._start(index, kept) for index, kept in checkpoints.items()}
+            begun: dict[int, list[int]] = {}
+            for index, state in states.items():
+                begun.setdefault(int(state.step), []).append(index)
+            for first, together in begun.items():
+                if first < self.config.num_steps:
+                    given = {index: (states[index], checkpoints[index]) for index in together}
+                    states |= self._train(workdir, given, sources, profile=profile)
+        return states[indices[-1]]
+
+    def _train(
+        self,
+        workdir: Path,
+        given: Mapping[int, tuple[TrainState, Checkpoints]],
+        sources: dict[str, Source],
+        *,
+        profile: bool,
+    ) -> dict[int, TrainState]:
+        """Train seeds that are at one step; the state of each after the last one."""
+        folder = seed_folder(workdir, min(given)) / "profile"
+        watch = Profiler(folder, lead=hosts.is_lead()) if profile else Watch()
+        with contextlib.ExitStack() as stack:
+            seeds = [
+                stack.enter_context(self._opened(workdir, index, *held, sources["train"]))
+                for index, held in given.items()
+            ]
+            after = self._steps(seeds, sources["validation"], watch)
+            with watch.part("checkpoint"):
+                for seed in seeds:
+                    seed.checkpoints.wait()
+        watch.finish(functools.partial(self.flops_per_step, seeds=len(seeds)))
+        return dict(zip(given, after, strict=True))
+
+    def _start(self, index: int, checkpoints: Checkpoints) -> TrainState:
+        """The state of a seed's last checkpoint, or a fresh one."""
         state = checkpoints.restore_last(self.parallel.template(self.shapes))
-        if state is None:
-            init = functools.partial(new_state, config, self.spec)
-            state = self.parallel.create(init, root_key(config, index))
-        first = int(state.step)
-        if first >= config.num_steps:
-            checkpoints.close()
+        if state is not None:
             return state
+        init = functools.partial(new_state, self.config, self.spec)
+        return self.parallel.create(init, root_key(self.config, index))
+
+    @contextlib.contextmanager
+    def _opened(
+        self,
+        workdir: Path,
+        index: int,
+        state: TrainState,
+        checkpoints: Checkpoints,
+        source: Source,
+    ) -> Iterator[Seed]:
+        """A seed with its log and its batches open."""
+        config, first = self.config, int(state.step)
         log = RunLog(
-            folder if hosts.is_lead() else None,
+            seed_folder(workdir, index) if hosts.is_lead() else None,
             first_step=first,
             num_steps=config.num_steps,
             batch_size=config.batch_size,
             title=f"seed {config.seed + index}",
         )
         batches = train_batches(
-            sources["train"],
+            source,
             batch_size=config.batch_size,
             seed=config.seed + index,
             first_step=first,
             host=hosts.this_host(),
             num_workers=config.num_workers,
             timeout=config.data_timeout,
+            # Waited for in the thread that reads: a step then waits for nothing else.
+            place=lambda batch: jax.block_until_ready(self.parallel.place_batch(batch)),
         )
-        watch = Profiler(folder / "profile", lead=hosts.is_lead()) if profile else Watch()
-        with contextlib.closing(log), contextlib.closing(checkpoints), contextlib.closing(batches):
-            state = self._steps(state, batches, checkpoints, log, sources["validation"], watch)
-            with watch.part("checkpoint"):
-                checkpoints.wait()
-        watch.finish(self.flops_per_step)
-        return state
+        with contextlib.closing(log), contextlib.closing(batches):
+            yield Seed(state, checkpoints, log, batches)
 
-    def flops_per_step(self) -> float:
-        """Floating-point operations of a training step over all devices, by XLA's count.
+    def _program(self, count: int) -> OneSeed:
+        """What steps so many seeds at once; compiled once for each number."""
+        if count not in self._programs:
+            several = functools.partial(SeedsAtOnce, count=count)
+            program = OneSeed if count == 1 else several
+            self._programs[count] = program(self.parallel, self._one_step, self.shapes)
+        return self._programs[count]
+
+    def flops_per_step(self, *, seeds: int = 1) -> float:
+        """Floating-point operations of a step of so many seeds over all devices, by XLA's count.
 
         Of the program as it is written, before XLA changes it. Parts of a batch that are worked
         through one after the other are counted once by XLA, so by their number here.
         """
         batch = batch_shapes(self.spec, size=self.config.batch_size)
-        return self.config.accumulation * self.parallel.flops(self._one_step, self.shapes, batch)
+        alone = self.parallel.flops(self._one_step, self.shapes, batch)
+        return seeds * self.config.accumulation * alone
 
-    def _steps(
-        self,
-        state: TrainState,
-        batches: Iterator[Any],
-        checkpoints: Checkpoints,
-        log: RunLog,
-        validation: Source,
-        watch: Watch,
-    ) -> TrainState:
-        """From the state's step to the last one."""
+    def _steps(self, seeds: Sequence[Seed], validation: Source, watch: Watch) -> list[TrainState]:
+        """The state of each seed after the last step; all start at one step."""
         config, pending = self.config, []
+        program, first = self._program(len(seeds)), int(seeds[0].state.step)
+        packed = program.pack([seed.state for seed in seeds])
         with _sigterm_noted() as stop:
-            for step in range(int(state.step) + 1, config.num_steps + 1):
+            for step in range(first + 1, config.num_steps + 1):
                 with watch.part("input"):
-                    batch = self.parallel.place_batch(next(batches))
+                    batches = [next(seed.batches) for seed in seeds]
                 with watch.part("step"):
-                    state, metrics = self.step(state, batch)
+                    packed, metrics = program.step(packed, batches)
                     watch.settle(metrics)
                 pending.append((step, metrics))
-                log.advance()
+                for seed in seeds:
+                    seed.log.advance()
                 validate = step % config.eval_every == 0 or step == config.num_steps
                 # Read once: it may come at any moment.
                 stopping = hosts.should_stop(step, bool(stop))
                 if step % config.log_every == 0 or validate or stopping:
-                    self._flush(pending, log, checkpoints)
+                    self._flush(pending, seeds, program)
+                if validate or stopping:
+                    states = program.unpack(packed)
                 if validate:
-                    with watch.part("evaluation"):
-                        state = self._scaled(state, validation, log)
-                        scores = self.validate(state, validation)
-                    named = {f"validation/{name}": score for name, score in scores.items()}
-                    _refuse_not_finite(named, step, checkpoints)
-                    log.write(step, named, say=SHOWN)
-                    with watch.part("checkpoint"):
-                        checkpoints.save(state, metrics=scores)
+                    states = [
+                        self._validated(seed, state, validation, watch)
+                        for seed, state in zip(seeds, states, strict=True)
+                    ]
+                    packed = program.pack(states)
                 elif stopping:
-                    checkpoints.save(state, metrics=None)
+                    for seed, state in zip(seeds, states, strict=True):
+                        seed.checkpoints.save(state, metrics=None)
                 # Asked again of this process alone: it may have come during a validation, and
                 # after the last step nobody else would ask.
                 if stopping or (step == config.num_steps and stop):
-                    checkpoints.wait()
+                    for seed in seeds:
+                        seed.checkpoints.wait()
                     raise Stopped(
                         f"stopped by SIGTERM after step {step}: saved; the same command goes on"
                     )
+        return states
+
+    def _validated(
+        self, seed: Seed, state: TrainState, validation: Source, watch: Watch
+    ) -> TrainState:
+        """The state after its validation, saved with what it scored."""
+        step = int(state.step)
+        with watch.part("evaluation"):
+            state = self._scaled(state, validation, seed.log)
+            scores = self.validate(state, validation)
+        named = {f"validation/{name}": score for name, score in scores.items()}
+        _refuse_not_finite(named, step, seed.checkpoints)
+        seed.log.write(step, named, say=SHOWN)
+        with watch.part("checkpoint"):
+            seed.checkpoints.save(state, metrics=scores)
         return state
 
-    def _flush(self, pending: list[Any], log: RunLog, checkpoints: Checkpoints) -> None:
+    def _flush(self, pending: list[Any], seeds: Sequence[Seed], program: OneSeed) -> None:
         """Fetch and log the steps since the last call; refuse a loss that is not finite.
 
         Every save comes after a flush and, unless stopped, a validation, so a state behind a bad
         loss or with useless predictions never becomes a checkpoint.
         """
-        fetched = [(step, jax.device_get(metrics)) for step, metrics in pending]
+        fetched = [(step, program.metrics(jax.device_get(metrics))) for step, metrics in pending]
         pending.clear()
         for step, metrics in fetched:
-            vital = {name: metrics[name] for name in ("loss", "gradient_norm")}
-            _refuse_not_finite(vital, step, checkpoints)
-        means = {
-            name: np.mean([metrics[name] for _, metrics in fetched], axis=0)
-            for name in (fetched[0][1] if fetched else ())
-        }
-        if fetched:
-            log.write(fetched[-1][0], flatten_metrics(means, self.modalities), say=SHOWN)
+            for seed, mine in zip(seeds, metrics, strict=True):
+                vital = {name: mine[name] for name in ("loss", "gradient_norm")}
+                _refuse_not_finite(vital, step, seed.checkpoints)
+        if not fetched:
+            return
+        for number, seed in enumerate(seeds):
+            steps = [metrics[number] for _, metrics in fetched]
+            means = {name: np.mean([each[name] for each in steps], axis=0) for name in steps[0]}
+            seed.log.write(fetched[-1][0], flatten_metrics(means, self.modalities), say=SHOWN)
 
     def _scaled(self, state: TrainState, source: Source, log: RunLog) -> TrainState:
         """The state with its temperature fitted on the validation split, where it has one."""

@@ -23,7 +23,7 @@ LARGE_SIDE = 8192
 class Watch:
     """Takes the time of the parts of a training loop; this one takes none.
 
-    Parts: "input" (waiting for a batch, and placing it), "step", "evaluation", "checkpoint".
+    Parts: "input" (waiting for a batch on the devices), "step", "evaluation", "checkpoint".
     """
 
     @contextlib.contextmanager

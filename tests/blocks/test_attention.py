@@ -178,7 +178,7 @@ def pooling_params():
 
 
 def pooled(tokens, mask=None):
-    return np.asarray(POOLING.apply(pooling_params(), tokens, mask=mask))
+    return np.asarray(jax.jit(POOLING.apply)(pooling_params(), tokens, mask=mask))
 
 
 def test_pooling_reads_the_tokens_that_count_in_any_order():

@@ -310,11 +310,11 @@ def check_damage(folder: Path, caplog, *, flips: int) -> dict[str, set[str]]:
 # Where one of its own notes is damaged, Orbax leaves coroutines behind.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-@pytest.mark.parametrize("flips", [3, pytest.param(30, marks=pytest.mark.slow)])
-def test_damage_to_any_file_is_noticed_or_harmless(tmp_path, caplog, monkeypatch, flips):
+@pytest.mark.slow
+def test_damage_to_any_file_is_noticed_or_harmless(tmp_path, caplog, monkeypatch):
     save_all(tmp_path, [0.1, 0.2, 0.3])
     monkeypatch.setattr(logging.getLogger("asyncio"), "disabled", True)
-    outcomes = check_damage(tmp_path, caplog, flips=flips)
+    outcomes = check_damage(tmp_path, caplog, flips=30)
     for _ in range(5):  # What asyncio has to say, it says now: like pytest at the end of a session.
         gc.collect()
     for name in ESSENTIAL:

@@ -315,6 +315,7 @@ def test_update_scale_scales_the_step_of_one_encoder_exactly():
     assert max(np.abs(x).max() for x in jax.tree.leaves(plain["encoders_left"])) > 1e-4
 
 
+@pytest.mark.slow
 def test_gradient_noise_is_the_same_on_eight_devices_and_fresh_at_every_step():
     # OGM-GE: a balancer with statistics of the batch, gradients scaled, and noise on top.
     names = ("left", "right")
