@@ -50,11 +50,13 @@ format: venv
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+RESULTS = benchmarks/results
 BENCHMARKS = $(sort $(wildcard benchmarks/bench_*.py))
 
+# About an hour and a half on 2 CPU cores; with PyTorch beside it: .venv/bin/pip install -e ".[parity]"
 bench: venv
-	@test -n "$(BENCHMARKS)" || echo "There are no benchmarks yet: no file is named benchmarks/bench_*.py"
-	@set -e; for file in $(BENCHMARKS); do echo "== $$file"; $(BIN)/python $$file; done
+	@set -e; for command in $(BENCHMARKS) "benchmarks/bench_step.py --shape=published"; do \
+		echo "== $$command"; $(BIN)/python $$command --out=$(RESULTS); done
 	$(BIN)/python benchmarks/targets.py
 
 clean:

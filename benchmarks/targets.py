@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "results" / "speed.md"
 NOT_MEASURED = "not measured"
+# Names in result files.
+MATRIX = "matrix_product_flops_per_second"
+NOISE = "numpy_over_ours, milliseconds"
 
 
 class Target(NamedTuple):
@@ -143,10 +146,12 @@ def row(target: Target) -> str:
     """A row of the table."""
     limit = f"{'at least' if target.least else 'at most'} {target.limit:{target.form.lstrip('+')}}"
     path = RESULTS / target.file
-    if not path.exists():
+    try:
+        found = json.loads(path.read_text())
+        value = target.value(found)
+    # Without PyTorch a file has our own times alone.
+    except (FileNotFoundError, KeyError):
         return f"| {target.what} | {limit} | {NOT_MEASURED} | | |"
-    found = json.loads(path.read_text())
-    value = target.value(found)
     reached = value >= target.limit if target.least else value <= target.limit
     facts = found.get("run", found)
     where = f"[{target.file}](../../benchmarks/results/{target.file}): {facts['hardware']}"
@@ -206,6 +211,96 @@ def parts() -> list[str]:
     ]
 
 
+def section(title: str, file: str, head: list[str], lines: Callable[..., list[str]]) -> list[str]:
+    """A section of the page from a result file; nothing where that is missing."""
+    path = RESULTS / file
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    *words, columns = head
+    rule = "|---" * (columns.count("|") - 1) + "|"
+    hardware = f"{found['run']['hardware']}."
+    return ["", f"## {title}", "", " ".join([*words, hardware]), "", columns, rule, *lines(found)]
+
+
+def seeds() -> list[str]:
+    """What bench_seeds.py measured."""
+    return section(
+        "Several seeds",
+        "seeds_cpu.json",
+        [
+            "Median milliseconds of a step of all seeds, and its median ratio to ours one after "
+            "the other, by turns.",
+            "| model | seeds | | ms | over ours, one after the other |",
+        ],
+        lambda found: [
+            f"| {model} | {found['seeds']} | {side} | {each['milliseconds']:.1f} | "
+            f"{each['over_one_after_the_other']:.2f} |"
+            for model, sides in found["models"].items()
+            for side, each in sides.items()
+        ],
+    )
+
+
+def start() -> list[str]:
+    """What bench_start.py measured."""
+    return section(
+        "Time to the first step",
+        "start_cpu.json",
+        [
+            "Median seconds from the command to the end of the first training step.",
+            "| configuration | cold | with the compilation cache |",
+        ],
+        lambda found: [
+            f"| `{config}` | {statistics.median(taken['cold']):.1f} | "
+            f"{statistics.median(taken['warm']):.1f} |"
+            for config, taken in found["seconds"].items()
+        ],
+    )
+
+
+def loop() -> list[str]:
+    """What bench_loop.py measured."""
+    return section(
+        "The training loop",
+        "loop_cpu.json",
+        [
+            "Every step waited for. Utilisation is of a float32 matrix product measured there and "
+            "then.",
+            "| configuration | steps a second | waiting for input | utilisation |",
+        ],
+        lambda found: [
+            f"| `{config}` | {each['steps_per_second']:.1f} | {each['input_share']:.1%} | "
+            f"{each['flops_per_second_per_device'] / each[MATRIX]['float32']:.0%} |"
+            for config, each in found["loops"].items()
+        ],
+    )
+
+
+def kernels() -> list[str]:
+    """What bench_frequency_ratio.py and bench_noise.py measured."""
+
+    def ratio(found: dict[str, Any], group: str, name: str) -> float:
+        return statistics.median(each[group][name] for each in found["rounds"])
+
+    return section(
+        "The frequency ratio",
+        "frequency_ratio_cpu.json",
+        ["Median over the rounds.", "| form | PyTorch's time over ours |"],
+        lambda found: [
+            f"| {name} | {ratio(found, 'pytorch_over_ours', name):.0f} |"
+            for name in found["rounds"][0].get("pytorch_over_ours", ())
+        ],
+    ) + section(
+        "Noise on a batch",
+        "noise_cpu.json",
+        ["Median over the rounds.", "| against | its time over ours |"],
+        lambda found: [
+            f"| {name} | {ratio(found, NOISE, name):.1f} |" for name in found["rounds"][0][NOISE]
+        ],
+    )
+
+
 def main() -> None:
     """Print the table of targets; write it with what stands behind it."""
     table = [
@@ -222,6 +317,10 @@ def main() -> None:
         "",
         *table,
         *steps(),
+        *seeds(),
+        *start(),
+        *loop(),
+        *kernels(),
         *parts(),
         "",
     ]

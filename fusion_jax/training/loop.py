@@ -69,11 +69,11 @@ def train(config: Config, workdir: str | Path, *, profile: bool = False) -> Trai
     sources = {split: config.data.source(split) for split in ("train", "validation")}
     spec = sources["train"].spec
     _check_modalities(config, spec)
-    _check_prediction(config, spec)
     _check_corruptions(config, spec)
     # All that can be refused is refused before anything is written: a folder with a configuration
     # in it takes no other.
     run = Trainer(config, spec)
+    _check_prediction(config, spec, run.shapes)
     with contextlib.ExitStack() as stack:
 
         def enter() -> None:
@@ -120,6 +120,8 @@ class Trainer:
             accumulation=config.accumulation,
         )
         self._one_step = build_step(config)
+        init = functools.partial(new_state, config, spec)
+        self._create = self.parallel.creator(init, self.shapes)
         self._programs: dict[int, OneSeed] = {}
         # Validation meets what training meets.
         self.grid = make_grid_program(
@@ -194,10 +196,7 @@ class Trainer:
     def _start(self, index: int, checkpoints: Checkpoints) -> TrainState:
         """The state of a seed's last checkpoint, or a fresh one."""
         state = checkpoints.restore_last(self.parallel.template(self.shapes))
-        if state is not None:
-            return state
-        init = functools.partial(new_state, self.config, self.spec)
-        return self.parallel.create(init, root_key(self.config, index))
+        return self._create(root_key(self.config, index)) if state is None else state
 
     @contextlib.contextmanager
     def _opened(
@@ -401,11 +400,11 @@ def _check_modalities(config: Config, spec: DataSpec) -> None:
         )
 
 
-def _check_prediction(config: Config, spec: DataSpec) -> None:
+def _check_prediction(config: Config, spec: DataSpec, shapes: TrainState) -> None:
     """The model must predict what the task takes."""
     if not hasattr(config.task, "check"):
         return
-    shapes, batch = state_shapes(config, spec), first_batch(spec)
+    batch = first_batch(spec)
     # Controls that are told the noise are trained and evaluated with it.
     predict = functools.partial(
         config.model.apply, train=False, noise_level=np.zeros(batch.present.shape, np.float32)

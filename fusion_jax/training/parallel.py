@@ -64,8 +64,13 @@ class DataParallel:
 
     def create(self, init: Callable[[jax.Array], TrainState], key: jax.Array) -> TrainState:
         """The state that `init(key)` makes, made in its place: no device ever holds all of it."""
-        placement = self.shardings(jax.eval_shape(init, key))
-        return self.on_mesh(jax.jit(init, out_shardings=placement))(key)
+        return self.creator(init, jax.eval_shape(init, key))(key)
+
+    def creator(
+        self, init: Callable[[jax.Array], TrainState], shapes: TrainState
+    ) -> Callable[[jax.Array], TrainState]:
+        """`create` of one `init` for any number of keys, compiled once; `shapes` of its states."""
+        return self.on_mesh(jax.jit(init, out_shardings=self.shardings(shapes)))
 
     def place_state(self, state: TrainState) -> TrainState:
         """A copy of a state in its place; a copy, because the step donates its state."""
