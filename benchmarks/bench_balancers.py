@@ -3,9 +3,10 @@
 python benchmarks/bench_balancers.py [--batch=16] [--pixels=64,112] [--repeats=15] [--out=FOLDER]
 
 The step is the library's own (AdamW, sum fusion), compiled once for each balancer; the steps run by
-turns on the same batch of images. Printed are medians in milliseconds and the share that each
-balancer adds to the step without one. The target is at most 3 % for MWAM. A folder in `--out`
-receives balancers_<platform>.json.
+turns on the same batch of images. Printed are medians in milliseconds and the median over the turns
+of the share that each balancer adds to the step without one; "none, again" is a second program
+equal to the first, and says how far to trust the others. The target is at most 3 % for MWAM. A
+folder in `--out` receives balancers_<platform>.json.
 """
 
 import os
@@ -43,6 +44,7 @@ OUT = flags.DEFINE_string("out", None, "folder that receives the result file")
 NAMES = ("depth", "rgb")
 BALANCERS = {
     "none": NoBalancer(),
+    "none, again": NoBalancer(),
     "MWAM robust": MWAM(),
     "MWAM official": MWAM(preset="official"),
     "OGM-GE": OGM(gradient_noise=1.0),
@@ -98,8 +100,8 @@ def make_step(balancer: Any, batch: Batch) -> Callable[[], None]:
     return run
 
 
-def measure(pixels: int, rows: int, repeats: int) -> dict[str, float]:
-    """Median milliseconds of a step with each balancer, by turns in drawn order.
+def measure(pixels: int, rows: int, repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of each step with each balancer, by turns in drawn order.
 
     Drawn, not rotated: else the same one would always follow the one that leaves the caches and the
     memory as they are worst.
@@ -115,7 +117,7 @@ def measure(pixels: int, rows: int, repeats: int) -> dict[str, float]:
             start = time.perf_counter()
             steps[name]()
             times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(values)) for name, values in times.items()}
+    return times
 
 
 def main(_: list[str]) -> None:
@@ -124,8 +126,12 @@ def main(_: list[str]) -> None:
     result |= {"repeats": REPEATS.value, "steps": {}}
     for pixels in PIXELS.value:
         load = round(os.getloadavg()[0], 2)
-        found = measure(int(pixels), BATCH.value, REPEATS.value)
-        added = {name: value / found["none"] - 1 for name, value in found.items()}
+        times = measure(int(pixels), BATCH.value, REPEATS.value)
+        found = {name: float(np.median(values)) for name, values in times.items()}
+        added = {
+            name: float(np.median(np.divide(values, times["none"]))) - 1
+            for name, values in times.items()
+        }
         result["steps"][pixels] = {
             "load_average": load,
             "milliseconds": found,

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fusion_jax.blocks.convolution import Conv, convolve, convolve_direct, convolve_patches
+from fusion_jax.blocks.convolution import (
+    Conv,
+    convolve,
+    convolve_direct,
+    convolve_kept,
+    convolve_patches,
+)
 from fusion_jax.errors import FusionError
 
 # Map, kernel size, stride and padding; between them every way in which taps meet only padding.
@@ -49,7 +55,7 @@ def by_definition(x, kernel, stride, pads) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_both_forms_are_the_convolution_and_have_the_same_gradients(case):
+def test_all_forms_are_the_convolution_and_have_the_same_gradients(case):
     spatial, sizes, stride, pads = case
     x, kernel = make_arrays(spatial, sizes)
     expected = by_definition(x, kernel, stride, pads)
@@ -58,18 +64,41 @@ def test_both_forms_are_the_convolution_and_have_the_same_gradients(case):
     @jax.jit
     def run(x, kernel, given):
         found = []
-        for form in (convolve_direct, convolve_patches):
+        for form in (convolve_direct, convolve_patches, convolve_kept):
             y, pull = jax.vjp(
                 lambda *args, form=form: form(*args, stride=stride, pads=pads), x, kernel
             )
             found.append((y, *pull(given)))
         return found
 
-    (direct, *direct_gradients), (patches, *gradients) = run(x, kernel, given)
-    np.testing.assert_allclose(direct, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(patches, expected, rtol=1e-5, atol=1e-5)
-    for ours, theirs in zip(gradients, direct_gradients, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    direct, *others = run(x, kernel, given)
+    np.testing.assert_allclose(direct[0], expected, rtol=1e-5, atol=1e-5)
+    for other in others:
+        for ours, theirs in zip(other, direct, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_the_kept_form_can_be_differentiated_in_every_way():
+    x, kernel = make_arrays((5, 6), (3, 3))
+    dx, dkernel = make_arrays((5, 6), (3, 3), seed=1)
+
+    def of(form):
+        def run(x, kernel):
+            return form(x, kernel, stride=2, pads=((1, 1), (1, 1)))
+
+        def loss(x, kernel):
+            return jnp.sum(jnp.sin(run(x, kernel)))
+
+        # Forward, by one argument alone, and twice.
+        forward = jax.jvp(run, (x, kernel), (dx, dkernel))
+        alone = jax.grad(loss, 0)(x, kernel), jax.grad(loss, 1)(x, kernel)
+        twice = jax.jvp(jax.grad(loss, (0, 1)), (x, kernel), (dx, dkernel))
+        stacked = jax.vmap(jax.grad(loss, 1), (None, 0))(x, jnp.stack([kernel, dkernel]))
+        return forward, alone, twice, stacked
+
+    found = jax.jit(lambda: (of(convolve_kept), of(convolve_direct)))()
+    for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_conv_has_the_parameters_of_flax():
@@ -118,13 +147,14 @@ def test_form_follows_the_shape_on_cpu_and_is_always_direct_elsewhere(spatial, s
         assert "stablehlo.convolution" in text and "dot_general" not in text
 
 
-def test_compiled_training_program_holds_one_form_and_gathers_nothing():
+@pytest.mark.parametrize(("spatial", "product"), [((2, 2), True), ((6, 6), False)])
+def test_compiled_training_program_holds_one_form_and_gathers_nothing(spatial, product):
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows, everywhere = (
         jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
         for axes in (("data",), ())
     )
-    x, kernel = np.ones((16, 2, 2, 5), np.float32), np.ones((3, 3, 5, 4), np.float32)
+    x, kernel = np.ones((16, *spatial, 5), np.float32), np.ones((3, 3, 5, 4), np.float32)
 
     def loss(kernel, x):
         return jnp.sum(convolve(x, kernel, stride=1, padding="SAME") ** 2)
@@ -132,7 +162,7 @@ def test_compiled_training_program_holds_one_form_and_gathers_nothing():
     gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=(everywhere, rows))
     args = (jax.device_put(kernel, everywhere), jax.device_put(x, rows))
     text = gradient.lower(*args).compile().as_text()
-    assert "conditional(" not in text and "convolution(" not in text
+    assert ("convolution(" in text) != product and ("conditional(" in text) != product
     # The kernel's gradient is summed over devices; nothing else moves between them.
     assert "all-reduce" in text
     assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
