@@ -50,13 +50,14 @@ format: venv
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-RESULTS = benchmarks/results
 BENCHMARKS = $(sort $(wildcard benchmarks/bench_*.py))
 
-# About an hour and a half on 2 CPU cores; with PyTorch beside it: .venv/bin/pip install -e ".[parity]"
+# About an hour and a half on 2 CPU cores.
 bench: venv
+	@$(BIN)/python -c "import torch, torch_dct, scipy" 2>/dev/null || { \
+		echo 'make bench compares with PyTorch: run .venv/bin/pip install -e ".[parity]" first' >&2; exit 1; }
 	@set -e; for command in $(BENCHMARKS) "benchmarks/bench_step.py --shape=published"; do \
-		echo "== $$command"; $(BIN)/python $$command --out=$(RESULTS); done
+		echo "== $$command"; $(BIN)/python $$command --out=benchmarks/results; done
 	$(BIN)/python benchmarks/targets.py
 
 clean:

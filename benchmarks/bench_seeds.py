@@ -35,7 +35,7 @@ import jax
 import numpy as np
 from absl import app, flags
 from published import ROOT, SPECS, experiment
-from sides import Side, has_torch, torch_program, without_path
+from sides import PAUSE_SECONDS, Side, has_torch, torch_program, without_path
 
 from fusion_jax.config import Config, Recipe, write_json
 from fusion_jax.encoders.mlp import MLPEncoder
@@ -122,14 +122,18 @@ class Ours:
         """Seconds of so many steps of all seeds, and the last losses [seeds]."""
         jax.block_until_ready(self.states)
         start = time.perf_counter()
-        for _ in range(calls):
-            found = []
-            for place, batch in enumerate(self.batches):
+        found = []
+        # As in a run: the steps of one seed, then those of the next.
+        for place, batch in enumerate(self.batches):
+            for _ in range(calls):
                 self.states[place], metrics = self.program.step(self.states[place], batch)
-                found.append(metrics["loss"])
-        jax.block_until_ready((self.states, found))
+            found.append(jax.block_until_ready((self.states[place], metrics["loss"]))[1])
         seconds = time.perf_counter() - start
         return seconds, np.concatenate([np.atleast_1d(loss) for loss in found])
+
+    def close(self) -> None:
+        """Give up the states."""
+        self.states.clear()
 
 
 class Theirs:
@@ -147,6 +151,10 @@ class Theirs:
         """As `Ours.timed`."""
         answer = self.side.ask(do="train", calls=calls)
         return answer["seconds"], np.array(answer["losses"])
+
+    def close(self) -> None:
+        """End the process."""
+        self.side.close()
 
 
 def write_start(path: Path, config: Config, spec: DataSpec, rows: int) -> None:
@@ -188,6 +196,7 @@ def measure(sides: dict[str, Any]) -> dict[str, Any]:
     for _ in range(ROUNDS.value):
         for place in generator.permutation(len(names)):
             name = names[place]
+            time.sleep(PAUSE_SECONDS)
             times[name].append(1e3 * sides[name].timed(STEPS.value)[0] / STEPS.value)
     base = np.array(times["one after the other"])
     return {
@@ -208,6 +217,8 @@ def main(_: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             sides = programs(name, Path(folder))
             result[name] = measure(sides)
+            for side in sides.values():
+                side.close()
         for side, found in result[name].items():
             print(
                 f"{name:>10} {side:>30} {found['milliseconds']:10.2f} ms "

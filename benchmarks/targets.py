@@ -211,16 +211,18 @@ def parts() -> list[str]:
     ]
 
 
-def section(title: str, file: str, head: list[str], lines: Callable[..., list[str]]) -> list[str]:
+def section(title: str, file: str, intro: list[str], lines: Callable[..., list[str]]) -> list[str]:
     """A section of the page from a result file; nothing where that is missing."""
     path = RESULTS / file
     if not path.exists():
         return []
     found = json.loads(path.read_text())
-    *words, columns = head
+    *words, columns = intro
     rule = "|---" * (columns.count("|") - 1) + "|"
     hardware = f"{found['run']['hardware']}."
-    return ["", f"## {title}", "", " ".join([*words, hardware]), "", columns, rule, *lines(found)]
+    rows = lines(found)
+    head = ["", f"## {title}", "", " ".join([*words, hardware]), "", columns, rule]
+    return [*head, *rows] if rows else []
 
 
 def seeds() -> list[str]:

@@ -67,8 +67,10 @@ class Parallel:
             the state are split too) or "pmap"; see `fusion_jax.training.parallel`.
         min_shard_size: elements from which "fsdp" splits an array, > 0.
         seeds_at_once: train all seeds of a run in one program, vectorised over them, in place of
-            one after the other. It takes the memory of all, and pays where a step of one seed
-            cannot fill the device (docs/performance.md); numbers agree up to rounding.
+            one after the other; on one host. It pays where a step of one seed cannot fill the
+            device (docs/performance.md), and takes the memory, and the `num_workers`, of all.
+            Numbers agree up to rounding, also with those of a run that was interrupted. A loss that
+            is not finite ends all seeds.
     """
 
     strategy: str = "jit"

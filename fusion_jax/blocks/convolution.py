@@ -9,7 +9,7 @@ numbers.
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -88,6 +88,19 @@ def convolve(
     else:
         pads = [(low, high) for low, high in padding]
 
+    positions = math.prod(_output_sizes(x, kernel, stride, pads))
+    taps = math.prod(sizes)
+    by_product = 0 < positions < taps or (positions and taps == 1)
+    direct, product, kept = _forms(stride, tuple(pads))
+    return jax.lax.platform_dependent(
+        x, kernel, cpu=product if by_product else kept, default=direct
+    )
+
+
+@functools.cache
+def _forms(stride: int, pads: tuple[tuple[int, int], ...]) -> tuple[Callable[..., Array], ...]:
+    """The three forms; always the same functions, so that calls without `jit` compile once."""
+
     def direct(x: Array, kernel: Array) -> Array:
         return convolve_direct(x, kernel, stride=stride, pads=pads)
 
@@ -95,14 +108,9 @@ def convolve(
         return convolve_patches(x, kernel, stride=stride, pads=pads)
 
     def kept(x: Array, kernel: Array) -> Array:
-        return convolve_kept(x, kernel, stride, tuple(pads))
+        return convolve_kept(x, kernel, stride, pads)
 
-    positions = math.prod(_output_sizes(x, kernel, stride, pads))
-    taps = math.prod(sizes)
-    by_product = 0 < positions < taps or (positions and taps == 1)
-    return jax.lax.platform_dependent(
-        x, kernel, cpu=product if by_product else kept, default=direct
-    )
+    return direct, product, kept
 
 
 def convolve_direct(
@@ -134,7 +142,7 @@ def convolve_kept(
     For the gradient of the kernel XLA turns the batch to the innermost axis. Where x comes out of
     simple arithmetic (a norm and a ReLU), XLA on CPU computes that again at each entry in the order
     of the turned map, against the caches, and takes up to twenty times as long as for turning x
-    itself.
+    itself. Under `vmap` over kernels nothing is kept.
     """
     return convolve_direct(x, kernel, stride=stride, pads=pads)
 

@@ -26,7 +26,7 @@ class Watched(Iterator[Any]):
     """Batches read by a thread, so that a source that hangs can be told from one that is slow.
 
     The thread also puts them in their place, so that the next one lies on the devices when a step
-    ends.
+    ends; one and no more, besides that of the step.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Watched(Iterator[Any]):
         """Begin to read."""
         self._timeout, self._place = timeout, place
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=1)
-        self._closed = threading.Event()
+        self._room, self._closed = threading.Semaphore(1), threading.Event()
         # A daemon: a read that hangs for ever must not keep the process alive.
         self._thread = threading.Thread(target=self._read, args=(batches,), daemon=True)
         self._thread.start()
@@ -44,7 +44,10 @@ class Watched(Iterator[Any]):
         """Hand on batch after batch, and what ends them."""
         try:
             while not self._closed.is_set():
-                self._ready.put((self._place(next(batches)), None))
+                batch = next(batches)
+                self._room.acquire()
+                if not self._closed.is_set():
+                    self._ready.put((self._place(batch), None))
         except Exception as error:  # Raised again in the thread that trains.
             self._ready.put((None, error))
         batches.close()
@@ -52,6 +55,7 @@ class Watched(Iterator[Any]):
     def close(self) -> None:
         """Stop reading, and end the processes that read."""
         self._closed.set()
+        self._room.release()
         with contextlib.suppress(queue.Empty):
             self._ready.get_nowait()  # The thread may wait for room.
         self._thread.join(timeout=10)
@@ -66,6 +70,7 @@ class Watched(Iterator[Any]):
                 "processes, or raise config.data_timeout; the same command goes on"
             ) from None
         if error is None:
+            self._room.release()
             return batch
         if isinstance(error, RuntimeError) and "terminated unexpectedly" in str(error):
             raise FusionError(

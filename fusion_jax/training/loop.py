@@ -65,6 +65,11 @@ def train(config: Config, workdir: str | Path, *, profile: bool = False) -> Trai
         Stopped: SIGTERM came; the state was saved and the same call goes on from there.
     """
     config.check()
+    if config.parallel.seeds_at_once and config.num_seeds > 1 and jax.process_count() > 1:
+        raise FusionError(
+            "config.parallel.seeds_at_once is for one host: train the seeds of a run on several "
+            "hosts one after the other"
+        )
     workdir = Path(workdir)
     sources = {split: config.data.source(split) for split in ("train", "validation")}
     spec = sources["train"].spec
@@ -93,13 +98,13 @@ class Seed:
     """A seed in training.
 
     Attributes:
-        state: before the first step; the steps consume it.
+        state: before the first step, which gives it up.
         checkpoints: what it saves.
         log: what it tells.
         batches: what it reads, on the devices.
     """
 
-    state: TrainState
+    state: TrainState | None
     checkpoints: Checkpoints
     log: RunLog
     batches: Iterator[Any]
@@ -160,38 +165,48 @@ class Trainer:
                 )
                 for index in indices
             }
-            states = {index: self._start(index, kept) for index, kept in checkpoints.items()}
+            states: dict[int, TrainState] = {}
             begun: dict[int, list[int]] = {}
-            for index, state in states.items():
-                begun.setdefault(int(state.step), []).append(index)
-            for first, together in begun.items():
-                if first < self.config.num_steps:
-                    given = {index: (states[index], checkpoints[index]) for index in together}
-                    states |= self._train(workdir, given, sources, profile=profile)
+            for index, kept in checkpoints.items():
+                state = self._start(index, kept)
+                if int(state.step) < self.config.num_steps:
+                    begun.setdefault(int(state.step), []).append(index)
+                elif index != indices[-1]:
+                    continue
+                states[index] = state
+            for together in begun.values():
+                given = {index: (states.pop(index), checkpoints[index]) for index in together}
+                states |= self._train(workdir, given, sources, profile=profile)
         return states[indices[-1]]
 
     def _train(
         self,
         workdir: Path,
-        given: Mapping[int, tuple[TrainState, Checkpoints]],
+        given: dict[int, tuple[TrainState, Checkpoints]],
         sources: dict[str, Source],
         *,
         profile: bool,
     ) -> dict[int, TrainState]:
-        """Train seeds that are at one step; the state of each after the last one."""
-        folder = seed_folder(workdir, min(given)) / "profile"
+        """Train seeds that are at one step; the state of each after the last one.
+
+        What is given is taken, so that nobody holds the states that the first step replaces.
+        """
+        indices = list(given)
+        folder = seed_folder(workdir, indices[0]) / "profile"
         watch = Profiler(folder, lead=hosts.is_lead()) if profile else Watch()
         with contextlib.ExitStack() as stack:
             seeds = [
-                stack.enter_context(self._opened(workdir, index, *held, sources["train"]))
-                for index, held in given.items()
+                stack.enter_context(
+                    self._opened(workdir, index, *given.pop(index), sources["train"])
+                )
+                for index in indices
             ]
             after = self._steps(seeds, sources["validation"], watch)
             with watch.part("checkpoint"):
                 for seed in seeds:
                     seed.checkpoints.wait()
         watch.finish(functools.partial(self.flops_per_step, seeds=len(seeds)))
-        return dict(zip(given, after, strict=True))
+        return dict(zip(indices, after, strict=True))
 
     def _start(self, index: int, checkpoints: Checkpoints) -> TrainState:
         """The state of a seed's last checkpoint, or a fresh one."""
@@ -251,8 +266,11 @@ class Trainer:
     def _steps(self, seeds: Sequence[Seed], validation: Source, watch: Watch) -> list[TrainState]:
         """The state of each seed after the last step; all start at one step."""
         config, pending = self.config, []
-        program, first = self._program(len(seeds)), int(seeds[0].state.step)
-        packed = program.pack([seed.state for seed in seeds])
+        program, states = self._program(len(seeds)), [cast(TrainState, s.state) for s in seeds]
+        first, packed = int(states[0].step), program.pack(states)
+        for seed in seeds:
+            seed.state = None
+        states = []
         with _sigterm_noted() as stop:
             for step in range(first + 1, config.num_steps + 1):
                 with watch.part("input"):
@@ -269,13 +287,14 @@ class Trainer:
                 if step % config.log_every == 0 or validate or stopping:
                     self._flush(pending, seeds, program)
                 if validate or stopping:
-                    states = program.unpack(packed)
+                    states, packed = program.unpack(packed), None
                 if validate:
                     states = [
                         self._validated(seed, state, validation, watch)
                         for seed, state in zip(seeds, states, strict=True)
                     ]
-                    packed = program.pack(states)
+                    if step < config.num_steps and not stopping:
+                        packed, states = program.pack(states), []
                 elif stopping:
                     for seed, state in zip(seeds, states, strict=True):
                         seed.checkpoints.save(state, metrics=None)
