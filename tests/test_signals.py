@@ -340,6 +340,7 @@ def test_predicted_noise_learns_the_level():
     assert np.median(value[around]) == pytest.approx(3, rel=0.2)
 
 
+@pytest.mark.slow
 def test_predicted_noise_from_statistics_carries_on_beyond_training():
     # Half of the examples at levels up to 3, as a recipe draws them; then levels up to 12.
     signal, tx = PredictedNoise(mode="statistics"), optax.adam(1e-2)

@@ -233,6 +233,7 @@ def make_parts(recipe):
     return jax.jit(step), state
 
 
+@pytest.mark.slow
 def test_noise_begins_at_its_start():
     recipe = Recipe(
         corruptions={"left": GaussianNoise(deviation=1.0)}, noise_rate=1.0, noise_start=0.5

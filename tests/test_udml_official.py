@@ -293,6 +293,7 @@ def test_official_dependence_is_the_mean_unimodal_logit_size_of_the_last_batch()
 
 
 @pytest.mark.parametrize("mode", ["official", "corrected"])
+@pytest.mark.slow
 def test_dependence_is_measured_on_features_that_are_not_weighted(mode):
     # The released feedback, weights of a step that enter its dependence, is in neither mode.
     batch = make_batch(32, missing=False)

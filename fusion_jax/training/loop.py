@@ -195,12 +195,12 @@ class Trainer:
         folder = seed_folder(workdir, indices[0]) / "profile"
         watch = Profiler(folder, lead=hosts.is_lead()) if profile else Watch()
         with contextlib.ExitStack() as stack:
-            seeds = [
-                stack.enter_context(
-                    self._opened(workdir, index, *given.pop(index), sources["train"])
-                )
-                for index in indices
-            ]
+            seeds = []
+            for index in indices:
+                state, checkpoints = given.pop(index)
+                opened = self._opened(workdir, index, int(state.step), sources["train"])
+                seeds.append(Seed(state, checkpoints, *stack.enter_context(opened)))
+            del state
             after = self._steps(seeds, sources["validation"], watch)
             with watch.part("checkpoint"):
                 for seed in seeds:
@@ -215,15 +215,10 @@ class Trainer:
 
     @contextlib.contextmanager
     def _opened(
-        self,
-        workdir: Path,
-        index: int,
-        state: TrainState,
-        checkpoints: Checkpoints,
-        source: Source,
-    ) -> Iterator[Seed]:
-        """A seed with its log and its batches open."""
-        config, first = self.config, int(state.step)
+        self, workdir: Path, index: int, first: int, source: Source
+    ) -> Iterator[tuple[RunLog, Iterator[Any]]]:
+        """The log and the batches of a seed from a step on."""
+        config = self.config
         log = RunLog(
             seed_folder(workdir, index) if hosts.is_lead() else None,
             first_step=first,
@@ -243,7 +238,7 @@ class Trainer:
             place=lambda batch: jax.block_until_ready(self.parallel.place_batch(batch)),
         )
         with contextlib.closing(log), contextlib.closing(batches):
-            yield Seed(state, checkpoints, log, batches)
+            yield log, batches
 
     def _program(self, count: int) -> OneSeed:
         """What steps so many seeds at once; compiled once for each number."""

@@ -146,6 +146,7 @@ def test_noise_reaches_every_kind_of_input_and_belongs_to_the_example():
             np.testing.assert_array_equal(part[name], inputs[name][rows], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_compiled_step_trains_on_every_kind_of_input_with_noise():
     batch = batch_of_all_kinds()
     model = FusionModel(

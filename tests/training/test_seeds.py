@@ -8,9 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from fusion_jax.errors import FusionError
+from fusion_jax.data.arrays import ArrayData
+from fusion_jax.errors import FusionError, Stopped
 from fusion_jax.training.loop import train
+from tests.training.conftest import restored
 from tests.training.small import make_config, make_data
+from tests.training.test_stop import StoppedWhileRead
 
 pytestmark = pytest.mark.slow  # Programs for eight devices, several times.
 
@@ -73,6 +76,25 @@ def test_a_run_goes_on_with_its_seeds_at_once(tmp_path, one_after_the_other):
         assert_same_logs(logged(folder / f"seed_{seed}"), logged(whole / f"seed_{seed}"))
     assert logged(folder / "seed_0") == before
     assert logged(folder / "seed_3").keys() == before.keys()
+
+
+def test_sigterm_saves_all_seeds_at_one_step(tmp_path, one_after_the_other):
+    whole, _ = one_after_the_other
+    config = config_of(3, at_once=True)
+    usual = config.data
+    splits = {split: usual.source(split) for split in ("train", "validation", "test")}
+    splits["validation"] = StoppedWhileRead(splits["validation"])
+    config.data = ArrayData(**splits)
+    with pytest.raises(Stopped, match="stopped by SIGTERM after step 31: saved"):
+        train(config, tmp_path / "run")
+    for seed in range(3):
+        assert int(restored(tmp_path / "run", index=seed).step) == 31
+    config.data = usual
+    train(config, tmp_path / "run")
+    for seed in range(3):
+        found, wanted = (logged(folder / f"seed_{seed}") for folder in (tmp_path / "run", whole))
+        last = {(60, True), (60, False)}
+        assert_same_logs({k: found[k] for k in last}, {k: wanted[k] for k in last})
 
 
 def test_each_seed_has_its_own_temperature(tmp_path):

@@ -295,6 +295,7 @@ def test_step_traces_once_and_lowers_the_loss(quiet_step):
     assert int(state.step) == 80
 
 
+@pytest.mark.slow
 def test_update_scale_scales_the_step_of_one_encoder_exactly():
     # With plain SGD the step is -lr g: halving the scale halves the step of "left" alone.
     from fusion_jax.balancing import scale_by_modality

@@ -13,6 +13,8 @@ from fusion_jax.training.loop import train
 from tests.training.conftest import log_lines, restored
 from tests.training.small import make_config, make_data
 
+pytestmark = pytest.mark.slow  # Two runs with several validations each.
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
