@@ -4,7 +4,6 @@ The position in the data is the step, so there is no iterator to save: batch k o
 whether the run started at 0 or was resumed at k, and does not depend on the number of hosts.
 """
 
-import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -34,7 +33,7 @@ class Watched(Iterator[Any]):
     ):
         """Begin to read."""
         self._timeout, self._place = timeout, place
-        self._ready: queue.Queue[Any] = queue.Queue(maxsize=1)
+        self._ready: queue.Queue[Any] = queue.Queue()
         self._room, self._closed = threading.Semaphore(1), threading.Event()
         # A daemon: a read that hangs for ever must not keep the process alive.
         self._thread = threading.Thread(target=self._read, args=(batches,), daemon=True)
@@ -55,9 +54,7 @@ class Watched(Iterator[Any]):
     def close(self) -> None:
         """Stop reading, and end the processes that read."""
         self._closed.set()
-        self._room.release()
-        with contextlib.suppress(queue.Empty):
-            self._ready.get_nowait()  # The thread may wait for room.
+        self._room.release()  # The thread may wait for it.
         self._thread.join(timeout=10)
 
     def __next__(self) -> Any:
