@@ -8,7 +8,7 @@ import fusion_jax
 ROOT = Path(fusion_jax.__file__).parent
 # From the lowest to the highest; a module may import from its own layer and those before it.
 LAYERS = [
-    {"types", "rng", "precision", "axes", "errors", "compiler"},
+    {"types", "rng", "precision", "axes", "errors", "compiler", "reduction"},
     {
         "frequency",
         "blocks",

@@ -122,13 +122,14 @@ class ResNetEncoder(nn.Module):
             )
 
     def _norm(self, *, train: bool, mask: Array | None) -> Callable[..., Any]:
-        """The norm, (x, name, start) -> x normalised with a scale that starts at `start`."""
+        """The norm, (x, name, start, relu) -> x normalised; its scale starts at `start`."""
 
-        def norm(x: Array, name: str, start: float = 1.0) -> Array:
+        def norm(x: Array, name: str, *, start: float = 1.0, relu: bool = False) -> Array:
             init = nn.initializers.constant(start)
             if self.norm == "batch":
-                return BatchNorm(scale_init=init, name=name)(x, train=train, mask=mask)
-            return GroupNorm(self.groups, scale_init=init, name=name)(x)
+                y = BatchNorm(scale_init=init, name=name)(x, train=train, mask=mask)
+                return nn.relu(y) if relu else y
+            return GroupNorm(self.groups, scale_init=init, relu=relu, name=name)(x)
 
         return norm
 
@@ -136,10 +137,9 @@ class ResNetEncoder(nn.Module):
         """From pixels to the first stage's map."""
         if self.stem == "small":
             x = conv(self.width, (3, 3), padding=_around(1), name="stem_conv")(x)
-            return nn.relu(norm(x, "stem_norm"))
+            return norm(x, "stem_norm", relu=True)
         x = conv(self.width, (7, 7), strides=2, padding=_around(3), name="stem_conv")(x)
-        x = nn.relu(norm(x, "stem_norm"))
-        return max_pool(x)
+        return max_pool(norm(x, "stem_norm", relu=True))
 
     @classmethod
     def example(cls) -> tuple["ResNetEncoder", tuple[int, ...]]:
@@ -175,8 +175,7 @@ class _Block(nn.Module):
             pads = _around(size // 2)
             layer = conv(channels, (size, size), strides=stride, padding=pads, name=f"conv{i}")
             last = i == len(branch)
-            y = norm(layer(y), f"norm{i}", 0.0 if last else 1.0)
-            y = y if last else nn.relu(y)
+            y = norm(layer(y), f"norm{i}", start=0.0 if last else 1.0, relu=not last)
         if x.shape != y.shape:
             projection = conv(
                 y.shape[-1], (1, 1), strides=s, padding=_around(0), name="shortcut_conv"
