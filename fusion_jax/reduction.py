@@ -35,9 +35,7 @@ def _by_terms(x: Array) -> Array:
         return _by_product(x)
     whole = steps * _TERMS
     terms = [
-        jax.lax.slice(
-            x, (0, term, 0), (rows, whole - _TERMS + term + 1, channels), (1, _TERMS, 1)
-        )
+        jax.lax.slice(x, (0, term, 0), (rows, whole - _TERMS + term + 1, channels), (1, _TERMS, 1))
         for term in range(_TERMS)
     ]
     total = _by_product(sum(terms[1:], terms[0]))

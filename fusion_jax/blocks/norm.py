@@ -168,10 +168,24 @@ _group_norm.defvjp(_group_norm_forward, _group_norm_backward)
 
 
 def _group_mean(totals: Array, positions: int, groups: int) -> Array:
-    """Mean of the group that a channel is in, [B, C], from sums over positions [B, C]."""
+    """Mean of the group that a channel is in, [B, C], from sums over positions [B, C].
+
+    On CPU as a product: the result then lies in memory channel by channel. XLA would take `repeat`
+    into the passes over the map and look the group up for every number there.
+    """
     rows, channels = totals.shape
-    means = jnp.mean(totals.reshape(rows, groups, -1), axis=-1) / positions
-    return jnp.repeat(means, channels // groups, axis=-1)
+    size = channels // groups
+
+    def by_product(totals: Array) -> Array:
+        group = jnp.arange(channels) // size
+        same = (group[:, None] == group[None]).astype(totals.dtype)
+        return jnp.matmul(totals, same, precision=jax.lax.Precision.HIGHEST) / (positions * size)
+
+    def plain(totals: Array) -> Array:
+        means = jnp.mean(totals.reshape(rows, groups, size), axis=-1) / positions
+        return jnp.repeat(means, size, axis=-1)
+
+    return jax.lax.platform_dependent(totals, cpu=by_product, default=plain)
 
 
 def _as_row(values: Array, like: Array) -> Array:

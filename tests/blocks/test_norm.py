@@ -200,16 +200,51 @@ def group_variables(channels=8):
 # Not eight groups without positions: a group of one value has no deviation.
 @pytest.mark.parametrize(
     ("groups", "spatial"),
-    [(1, ()), (2, ()), *itertools.product((1, 2, 8), ((5,), (4, 3)))],
+    [(1, ()), (2, ()), *itertools.product((1, 2, 8), ((5,), (4, 3), (9, 7)))],
 )
-def test_group_norm_is_that_of_flax_in_values_and_gradients(groups, spatial):
+@pytest.mark.parametrize("relu", [False, True])
+def test_group_norm_is_that_of_flax_in_values_and_gradients(groups, spatial, relu):
+    def flax_norm(variables, x):
+        y = nn.GroupNorm(groups).apply(variables, x)
+        return nn.relu(y) if relu else y
+
     x = np.float32(np.random.default_rng(0).normal(1.0, 2.0, size=(3, *spatial, 8)))
     given = np.float32(np.random.default_rng(1).normal(size=x.shape))
     found = {}
-    for name, module in {"own": GroupNorm(groups), "flax": nn.GroupNorm(groups)}.items():
-        y, pull = jax.vjp(jax.jit(module.apply), group_variables(), x)
+    for name, norm in {"own": GroupNorm(groups, relu=relu).apply, "flax": flax_norm}.items():
+        y, pull = jax.vjp(jax.jit(norm), group_variables(), x)
         found[name] = (y, *pull(given))
     chex.assert_trees_all_close(found["own"], found["flax"], atol=2e-5, rtol=2e-4)
+
+
+def test_gradients_of_group_norm_in_float64_are_those_of_its_definition():
+    def by_definition(variables, x):
+        rows = x.reshape(3, -1, 2, 4)
+        mean = rows.mean(axis=(1, 3), keepdims=True)
+        variance = rows.var(axis=(1, 3), keepdims=True)
+        y = ((rows - mean) / jnp.sqrt(variance + 1e-6)).reshape(x.shape)
+        return jnp.maximum(y * variables["params"]["scale"] + variables["params"]["bias"], 0)
+
+    with jax.enable_x64(True):
+        x = np.random.default_rng(6).normal(1.0, 2.0, size=(3, 6, 5, 8))
+        given = np.random.default_rng(7).normal(size=x.shape)
+        variables = jax.tree.map(np.float64, group_variables())
+        found = jax.vjp(GroupNorm(2, relu=True).apply, variables, x)
+        expected = jax.vjp(by_definition, variables, x)
+        np.testing.assert_allclose(found[0], expected[0], atol=1e-12)
+        chex.assert_trees_all_close(found[1](given), expected[1](given), atol=1e-11)
+
+
+def test_a_gradient_of_group_norm_can_be_differentiated_forwards():
+    x = np.float32(np.random.default_rng(8).normal(size=(2, 20, 8)))
+    way = np.float32(np.random.default_rng(9).normal(size=x.shape))
+
+    def slope(norm):
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(norm(group_variables(), x))))
+        return jax.jvp(gradient, (x,), (way,))
+
+    found, expected = slope(GroupNorm(2).apply), slope(nn.GroupNorm(2).apply)
+    chex.assert_trees_all_close(found, expected, atol=1e-4)
 
 
 def test_group_norm_starts_as_that_of_flax():
