@@ -1,8 +1,9 @@
 """Normalisation by statistics of the batch or of one row.
 
 `flax.linen.BatchNorm` averages per-device means, which is wrong for unequal numbers of valid rows
-and NaN on a device that holds padding only; the one here sums first. `flax.linen.GroupNorm` sums
-in a form that XLA does slowly on CPU, and so do its gradients; the one here does not. LayerNorm is taken from Flax as it is.
+and NaN on a device that holds padding only; the one here sums first. `flax.linen.GroupNorm` and its
+gradient sum in a form that XLA does slowly on CPU; the one here does not. LayerNorm is taken from
+Flax as it is.
 """
 
 import functools
@@ -119,7 +120,7 @@ def _group_norm(
     epsilon: float,
     relu: bool,
 ) -> Float[Array, "b p c"]:
-    """scale (x - mean) / deviation + bias, cut off at 0 with `relu`."""
+    """The formula scale (x - mean) / deviation + bias, cut off at 0 with `relu`."""
     return _group_norm_forward(x, scale, bias, groups, epsilon, relu)[0]
 
 

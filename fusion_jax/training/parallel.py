@@ -141,7 +141,7 @@ class DataParallel:
         """
         return self.on_mesh(self.evaluation_program(function, keep_rows=keep_rows))
 
-    def _options(self) -> dict[str, str]:
+    def _options(self) -> dict[str, str | bool]:
         """For the compiler, by the platform of the devices."""
         return compiler_options(self.mesh.devices.flat[0].platform)
 

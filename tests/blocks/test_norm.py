@@ -223,7 +223,8 @@ def test_gradients_of_group_norm_in_float64_are_those_of_its_definition():
         mean = rows.mean(axis=(1, 3), keepdims=True)
         variance = rows.var(axis=(1, 3), keepdims=True)
         y = ((rows - mean) / jnp.sqrt(variance + 1e-6)).reshape(x.shape)
-        return jnp.maximum(y * variables["params"]["scale"] + variables["params"]["bias"], 0)
+        scale, bias = (variables["params"][name][None, None, None] for name in ("scale", "bias"))
+        return jnp.maximum(y * scale + bias, 0)
 
     with jax.enable_x64(True):
         x = np.random.default_rng(6).normal(1.0, 2.0, size=(3, 6, 5, 8))
