@@ -56,7 +56,7 @@ BENCHMARKS = $(sort $(wildcard benchmarks/bench_*.py))
 bench: venv
 	@$(BIN)/python -c "import torch, torch_dct, scipy" 2>/dev/null || { \
 		echo 'make bench compares with PyTorch: run .venv/bin/pip install -e ".[parity]" first' >&2; exit 1; }
-	@set -e; for command in $(BENCHMARKS) "benchmarks/bench_step.py --shape=published"; do \
+	@set -e; for command in $(BENCHMARKS) "benchmarks/bench_step.py --shape=published --rounds=4 --steps=3"; do \
 		echo "== $$command"; $(BIN)/python $$command --out=benchmarks/results; done
 	$(BIN)/python benchmarks/targets.py
 

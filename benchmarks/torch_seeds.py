@@ -19,7 +19,6 @@ a parameter in one tensor, `torch.func.vmap` over `torch.func.grad`, and one fus
 
 import argparse
 import json
-import math
 import platform
 import sys
 import time
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch_common import learning_rate, wait
 
 Params = dict[str, Tensor]
 
@@ -95,20 +95,11 @@ class Program:
             values.requires_grad_(not self.at_once)
         return torch.optim.AdamW(groups, lr=0.0, fused=True)
 
-    def rate(self) -> float:
-        """The learning rate of the next step: linear warm-up, then a cosine to 0."""
-        given, steps = self.settings["optimizer"], self.settings["num_steps"]
-        warm = max(1, round(given["warmup_fraction"] * steps))
-        if self.count < warm:
-            return given["learning_rate"] * self.count / warm
-        done = min(1.0, (self.count - warm) / (steps - warm))
-        return given["learning_rate"] * 0.5 * (1 + math.cos(math.pi * done))
-
     def step(self) -> Tensor:
         """One step of every seed; losses [seeds]."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = self.rate()
+                group["lr"] = learning_rate(self.settings, self.count)
         self.count += 1
         limit = self.settings["optimizer"]["clip_norm"]
         if self.at_once:
@@ -139,17 +130,12 @@ class Program:
 
     def timed(self, calls: int) -> tuple[float, list[float]]:
         """Seconds of so many steps of all seeds, and the last losses."""
-        self.wait()
+        wait(self.device)
         start = time.perf_counter()
         for _ in range(calls):
             losses = self.step()
-        self.wait()
+        wait(self.device)
         return time.perf_counter() - start, losses.tolist()
-
-    def wait(self) -> None:
-        """Until the device is at rest."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
 
 def main() -> None:

@@ -41,7 +41,6 @@ before the backward pass and, through it, of that; maps as channels first or cha
 import argparse
 import contextlib
 import json
-import math
 import platform
 import re
 import sys
@@ -53,6 +52,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch_common import learning_rate, wait
 from torch_grid import MODALITIES, LogMel, Model, Standardise, parameters_of
 
 TOLERANCES = {
@@ -251,21 +251,12 @@ class Program:
         tensor = torch.from_numpy(values).to(self.device)
         return tensor.long() if values.dtype == np.int32 else tensor
 
-    def rate(self) -> float:
-        """The learning rate of the next step: linear warm-up, then a cosine to 0."""
-        given, steps = self.settings["optimizer"], max(2, self.settings["num_steps"])
-        warm = max(1, round(given["warmup_fraction"] * self.settings["num_steps"]))
-        if self.count < warm:
-            return given["learning_rate"] * self.count / warm
-        done = min(1.0, (self.count - warm) / (steps - warm))
-        return given["learning_rate"] * 0.5 * (1 + math.cos(math.pi * done))
-
     def train(self) -> dict[str, Tensor]:
         """One step; gradients stay until the next one."""
         start = self.settings["recipe"]["noise_start"]
         noisy = self.count / self.settings["num_steps"] >= start
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = learning_rate(self.settings, self.count)
         self.optimizer.zero_grad()
         loss, task, noise = self.losses(self.inputs, self.present, self.target, noisy)
         loss.backward()
@@ -288,19 +279,14 @@ class Program:
             AssertionError: where the last result is not finite.
         """
         function = {"train": self.train, "forward": self.forward}[do]
-        self.wait()
+        wait(self.device)
         start = time.perf_counter()
         for _ in range(calls):
             found = function()
-        self.wait()
+        wait(self.device)
         seconds = time.perf_counter() - start
         assert all(bool(values.isfinite().all()) for values in found.values()), found
         return seconds
-
-    def wait(self) -> None:
-        """Until the device is at rest."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
 
     def facts(self) -> dict[str, Any]:
         """What this process runs on, and the most memory that it held, in MB."""
