@@ -56,9 +56,9 @@ BENCHMARKS = $(sort $(wildcard benchmarks/bench_*.py))
 bench: venv
 	@$(BIN)/python -c "import torch, torch_dct, scipy" 2>/dev/null || { \
 		echo 'make bench compares with PyTorch: run .venv/bin/pip install -e ".[parity]" first' >&2; exit 1; }
-	@set -e; for command in $(BENCHMARKS) "benchmarks/bench_step.py --shape=published --rounds=4 --steps=3"; do \
-		echo "== $$command"; $(BIN)/python $$command --out=benchmarks/results; done
-	$(BIN)/python benchmarks/targets.py
+	@failed=0; for command in $(BENCHMARKS) "benchmarks/bench_step.py --shape=published --rounds=4 --steps=3"; do \
+		echo "== $$command"; $(BIN)/python $$command --out=benchmarks/results || failed=1; done; \
+	$(BIN)/python benchmarks/targets.py || failed=1; exit $$failed
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -392,15 +392,20 @@ def main(_: list[str]) -> None:
             np.savez(compared, **arrays)
             np.savez(start, **given(experiment(SHAPE.value), random_batch(rows), fresh))
             result["differences"] = check(platform, compared)
+        # Written at once: what comes after may fail (PyTorch's bfloat16 losses have become NaN).
         for dtype in DTYPE.value or DTYPES:
             result[dtype] = compare(start, platform, dtype, rows)
-    if OUT.value:
-        runs = [result[dtype].pop("run") for dtype in DTYPES if dtype in result]
-        command = without_path(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
-        Path(OUT.value).mkdir(parents=True, exist_ok=True)
-        path = Path(OUT.value) / f"step_{SHAPE.value}_{platform}.json"
-        run = runs[0] | {"command": command, "processor": processor()}
-        write_json(path, {"run": run, **result})
+            run = result[dtype].pop("run")
+            result.setdefault("run", run | {"command": this_command(), "processor": processor()})
+            if OUT.value:
+                folder_out = Path(OUT.value)
+                folder_out.mkdir(parents=True, exist_ok=True)
+                write_json(folder_out / f"step_{SHAPE.value}_{platform}.json", result)
+
+
+def this_command() -> str:
+    """How this program was called."""
+    return without_path(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
 
 
 if __name__ == "__main__":

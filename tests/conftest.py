@@ -22,6 +22,14 @@ jax.config.update("jax_debug_key_reuse", True)
 ROOT = Path(__file__).parent.parent
 NAMES = ("acoustic", "depth", "image", "motion", "text")
 
+# Begun first: modules of few and long tests would else be left for the end, with one worker alone.
+LONG = ("test_readme", "test_real_data", "test_notebooks", "test_strategies", "test_hosts")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long modules before the others, which stay in their order."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 @pytest.fixture
 def key():
