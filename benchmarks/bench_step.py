@@ -384,6 +384,11 @@ def main(_: list[str]) -> None:
     result: dict[str, Any] = {"shape": SHAPE.value, "batch": rows, "steps": STEPS.value}
     result |= {"load_average": load, "tf32": TF32.value and platform == "gpu"}
     result["threads"] = len(os.sched_getaffinity(0))
+    # Of this program, not of the process that times ours.
+    command = without_path(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+    facts = {"command": command, "processor": processor()}
+    if OUT.value:
+        Path(OUT.value).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         start = None
         if has_torch(TORCH.value):
@@ -395,17 +400,9 @@ def main(_: list[str]) -> None:
         # Written at once: what comes after may fail (PyTorch's bfloat16 losses have become NaN).
         for dtype in DTYPE.value or DTYPES:
             result[dtype] = compare(start, platform, dtype, rows)
-            run = result[dtype].pop("run")
-            result.setdefault("run", run | {"command": this_command(), "processor": processor()})
+            result.setdefault("run", result[dtype].pop("run") | facts)
             if OUT.value:
-                folder_out = Path(OUT.value)
-                folder_out.mkdir(parents=True, exist_ok=True)
-                write_json(folder_out / f"step_{SHAPE.value}_{platform}.json", result)
-
-
-def this_command() -> str:
-    """How this program was called."""
-    return without_path(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]]))
+                write_json(Path(OUT.value) / f"step_{SHAPE.value}_{platform}.json", result)
 
 
 if __name__ == "__main__":
