@@ -141,7 +141,8 @@ def serve(dtype: str) -> None:
         request = json.loads(line)
         if request["do"] == "facts":
             answer = {"run": describe_machine(), "memory": {"process": peak_megabytes()}}
-            answer["first_step_seconds"] = first
+            # `timed` ends the program otherwise.
+            answer |= {"first_step_seconds": first, "finite": True}
             stats = jax.devices()[0].memory_stats()
             if stats:
                 answer["memory"]["device"] = stats["peak_bytes_in_use"] / 1e6
@@ -350,6 +351,8 @@ def compare(start: Path | None, platform: str, dtype: str, rows: int) -> dict[st
         for kind, entry in kinds.items():
             mine, facts = times[name][kind], entry["side"].ask(do="facts")
             facts.pop("run", None)
+            if dtype == "float32" and not facts["finite"]:
+                raise SystemExit(f"{name}: not finite in float32")
             ratios = [a / b for a, b in zip(mine, times["ours"][kind], strict=True)]
             found[name][kind] = {
                 "milliseconds": float(np.median(mine)),
@@ -361,7 +364,8 @@ def compare(start: Path | None, platform: str, dtype: str, rows: int) -> dict[st
             print(
                 f"{dtype} {name:>8} {kind:>8} {found[name][kind]['milliseconds']:10.2f} ms "
                 f"{found[name][kind]['over_ours']:6.2f} times ours, first step "
-                f"{facts['first_step_seconds']:.1f} s, memory {facts['memory']} MB",
+                f"{facts['first_step_seconds']:.1f} s, memory {facts['memory']} MB"
+                f"{'' if facts['finite'] else ', results are NaN'}",
                 flush=True,
             )
     for side in {entry["side"] for kinds in sides.values() for entry in kinds.values()}:
@@ -397,7 +401,7 @@ def main(_: list[str]) -> None:
             np.savez(compared, **arrays)
             np.savez(start, **given(experiment(SHAPE.value), random_batch(rows), fresh))
             result["differences"] = check(platform, compared)
-        # Written at once: what comes after may fail (PyTorch's bfloat16 losses have become NaN).
+        # Written at once: what comes after may fail.
         for dtype in DTYPE.value or DTYPES:
             result[dtype] = compare(start, platform, dtype, rows)
             result.setdefault("run", result[dtype].pop("run") | facts)

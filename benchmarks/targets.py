@@ -167,6 +167,8 @@ def steps() -> list[str]:
         for dtype in [name for name in ("float32", "bfloat16") if name in found]:
             for side, kinds in found[dtype].items():
                 words = "fusion_jax" if side == "ours" else f"PyTorch, {side}"
+                if not all(each.get("finite", True) for each in kinds.values()):
+                    words += " (its results are NaN)"
                 rows += [
                     f"| {found['shape']}, batch {found['batch']} | {dtype} | {words} | {kind} | "
                     f"{each['milliseconds']:.0f} | {each['over_ours']:.2f} | "
