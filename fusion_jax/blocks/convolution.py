@@ -143,6 +143,9 @@ def convolve_kept(
     simple arithmetic (a norm and a ReLU), XLA on CPU computes that again at each entry in the order
     of the turned map, against the caches, and takes up to twenty times as long as for turning x
     itself. Under `vmap` over kernels nothing is kept.
+
+    Its gradients are also convolutions whose arrays lie as in a forward pass. XLA on CPU turns
+    others so by itself, but not inside of loops, where they take thirty times as long.
     """
     return convolve_direct(x, kernel, stride=stride, pads=pads)
 
@@ -152,13 +155,34 @@ def _convolve_kept_jvp(
 ) -> tuple[Array, Any]:
     """The product rule, with x kept for the kernel's part."""
     (x, kernel), (dx, dkernel) = primals, tangents
-    zero = jax.custom_derivatives.SymbolicZero
-    parts = []
+    rank = kernel.ndim - 2
+    spatial, zero = tuple(range(1, rank + 1)), jax.custom_derivatives.SymbolicZero
+
+    def turned(x: Array, kernel: Array, *layout: tuple[int, ...]) -> Array:
+        dimensions = jax.lax.ConvDimensionNumbers(*layout)
+        strides = (stride,) * rank
+        return jax.lax.conv_general_dilated(
+            x, kernel, strides, list(pads), dimension_numbers=dimensions
+        )
+
+    # A layout names the axes of batch and channels (of a kernel: outputs and inputs), then the
+    # spatial ones. Only the transposes of these two are used in training, and they are what lies
+    # as in a forward pass.
+    maps, parts = (0, rank + 1, *spatial), []
     if not isinstance(dx, zero):
-        parts.append(convolve_direct(dx, kernel, stride=stride, pads=pads))
+        swapped = jnp.swapaxes(kernel, -1, -2)
+        parts.append(turned(dx, swapped, maps, (rank, rank + 1, *range(rank)), maps))
     if not isinstance(dkernel, zero):
-        maps = _in_memory(x, kernel)
-        parts.append(convolve_direct(maps, dkernel, stride=stride, pads=pads))
+        rows_last = jnp.swapaxes(_in_memory(x, kernel), 0, -1)
+        inputs_first = jnp.moveaxis(dkernel, rank, 0)
+        part = turned(
+            rows_last,
+            inputs_first,
+            (rank + 1, 0, *spatial),
+            (rank + 1, 0, *spatial),
+            (rank, rank + 1, *range(rank)),
+        )
+        parts.append(jnp.moveaxis(part, rank, 0))
     y = convolve_direct(x, kernel, stride=stride, pads=pads)
     return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
 

@@ -1,6 +1,7 @@
 """Conv: against NumPy and Flax at every rank, and the form it takes on each platform."""
 
 import itertools
+import re
 
 import flax.linen as nn
 import jax
@@ -99,6 +100,26 @@ def test_the_kept_form_can_be_differentiated_in_every_way():
     found = jax.jit(lambda: (of(convolve_kept), of(convolve_direct)))()
     for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_the_kept_form_are_in_the_layout_that_is_fast_in_loops(stride):
+    x = np.zeros((6, 2, 12, 12, 5), np.float32)
+    kernel = np.zeros((3, 3, 5, 4), np.float32)
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(convolve_kept(x, kernel, stride, ((1, 1), (1, 1)))))
+
+    def in_parts(kernel, x):
+        def add(total, part):
+            gradients = jax.grad(loss, (0, 1))(part, kernel)
+            return jax.tree.map(jnp.add, total, gradients), None
+
+        return jax.lax.scan(add, (jnp.zeros(x.shape[1:]), jnp.zeros(kernel.shape)), x)[0]
+
+    text = jax.jit(in_parts).lower(kernel, x).compile().as_text()
+    layouts = re.findall(r" convolution\(.*dim_labels=([^\s,]+)", text)
+    assert len(layouts) == 3 and set(layouts) == {"b01f_01io->b01f"}
 
 
 def test_conv_has_the_parameters_of_flax():
