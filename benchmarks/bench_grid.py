@@ -12,8 +12,8 @@ does not depend on them), six corruptions of five severities on each modality, m
   the whole model for each cell, on `--cells` cells drawn by seed;
 * cell by cell: one jitted program that corrupts and predicts, called for each cell and batch, on
   the same cells;
-* with `--torch=PYTHON`, an interpreter with PyTorch: the same in a loop over cells in NumPy and
-  PyTorch (benchmarks/torch_grid.py), on the same cells, once its model gives our logits.
+* where there is PyTorch (`--torch` is an interpreter that has it): the same in a loop over cells in
+  NumPy and PyTorch (benchmarks/torch_grid.py), on the same cells, once its model gives our logits.
 
 Printed are seconds for all cells, those of a sample scaled up to them, as medians over the rounds,
 and how many times faster the first is. The targets are at least 10 times against cell by cell and
@@ -22,8 +22,8 @@ and how many times faster the first is. The targets are at least 10 times agains
 
 import json
 import os
-import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
+from sides import has_torch, without_path
 
 from fusion_jax.cells import Cell, Conditions
 from fusion_jax.config import write_json
@@ -177,7 +178,11 @@ def timed(function: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:
 
 def torch_grid(*arguments: str) -> dict[str, Any]:
     """What benchmarks/torch_grid.py prints."""
-    command = [TORCH.value, str(ROOT / "benchmarks" / "torch_grid.py"), *arguments]
+    command = [
+        TORCH.value or sys.executable,
+        str(ROOT / "benchmarks" / "torch_grid.py"),
+        *arguments,
+    ]
     # Its threads wait asleep: where other work shares the cores, spinning in wait for a thread that
     # is not running made the loop 10 times slower, which is no property of the method.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
@@ -251,15 +256,16 @@ def main(_: Any) -> None:
         agree = np.mean(programs[name][0]() == whole)
         assert agree > 0.999, (name, agree)
     seconds: dict[str, list[float]] = {name: [] for name in programs}
-    if TORCH.value:
+    with_torch = has_torch(TORCH.value)
+    if with_torch:
         seconds["PyTorch and NumPy"] = []
     with tempfile.TemporaryDirectory() as folder:
-        if TORCH.value:
+        if with_torch:
             print("differences from PyTorch:", check_torch(sides, Path(folder)))
         for _ in range(ROUNDS.value):
             for name, (function, factor) in programs.items():
                 seconds[name].append(timed(function)[0] * factor)
-            if TORCH.value:
+            if with_torch:
                 found = torch_seconds(source, sample, Path(folder))
                 seconds["PyTorch and NumPy"].append(found * scale)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
@@ -270,7 +276,7 @@ def main(_: Any) -> None:
     if OUT.value:
         facts = describe_machine() | {"load": os.getloadavg()}
         # Where PyTorch lies is of no use to others.
-        facts["command"] = re.sub(r"--torch=\S+", "--torch=PYTHON", facts["command"])
+        facts["command"] = without_path(facts["command"])
         write_json(
             Path(OUT.value) / f"grid_{jax.default_backend()}.json",
             facts

@@ -3,11 +3,11 @@
 python benchmarks/bench_schedulers.py [--batch=16] [--pixels=64] [--steps=31] [--out=FOLDER]
 python benchmarks/bench_schedulers.py --table
 
-The step is the library's own (AdamW), compiled once for each program; the programs run by turns on
-the same batch of 8-bit images and spectrograms, in training and in evaluation. Printed are the
-parameters that a program has more than its host, and medians in milliseconds with the share that it
-adds to its host's. The targets are at most 10 % of the forward pass for UDML, and 1 % of the
-parameters and 5 % of the forward pass for MA-AFS. A folder in `--out` receives
+The step is the library's own (AdamW), compiled once for each program; a host and its programs run
+by turns on the same batch of 8-bit images and spectrograms, in training and in evaluation. Printed
+are the parameters that a program has more than its host, and medians in milliseconds with the share
+that it adds to its host's. The targets are at most 10 % of the forward pass for UDML, and 1 % of
+the parameters and 5 % of the forward pass for MA-AFS. A folder in `--out` receives
 schedulers_<platform>.json; `--table` writes docs/results/schedulers_cost.md from
 benchmarks/results/schedulers_cpu.json.
 """
@@ -241,19 +241,29 @@ def main(_: list[str]) -> None:
         return
     load = round(os.getloadavg()[0], 2)
     batch = make_batch(PIXELS.value, BATCH.value)
-    programs = {name: Program(part, batch) for name, part in PARTS.items()}
-    medians = measure(programs, STEPS.value)
+    medians: dict[str, dict[str, float]] = {"train": {}, "forward": {}}
+    parameters: dict[str, int] = {}
+    for host in dict.fromkeys(part.host for part in PARTS.values()):
+        named = {name: part for name, part in PARTS.items() if part.host == host}
+        programs = {name: Program(part, batch) for name, part in named.items()}
+        for kind, values in measure(programs, STEPS.value).items():
+            medians[kind] |= values
+        parameters |= {name: program.parameters for name, program in programs.items()}
+        # All programs of all hosts at once would take more pieces of memory than Linux gives.
+        programs.clear()
+        jax.clear_caches()
     parts = {}
     for name, part in PARTS.items():
-        host, count = programs[part.host].parameters, programs[name].parameters
+        host_count, count = parameters[part.host], parameters[name]
         found: dict[str, Any] = {"host": part.host, "parameters": count}
-        found |= {"parameters_added": count - host, "parameters_added_share": count / host - 1}
+        found |= {"parameters_added": count - host_count}
+        found |= {"parameters_added_share": count / host_count - 1}
         for kind, values in medians.items():
             found |= {f"{kind}_milliseconds": values[name]}
             found |= {f"{kind}_added_share": values[name] / values[part.host] - 1}
         parts[name] = found
         print(
-            f"{name:>38} {count - host:>+8} parameters {count / host - 1:+7.2%}"
+            f"{name:>38} {count - host_count:>+8} parameters {count / host_count - 1:+7.2%}"
             f"   step {found['train_milliseconds']:8.1f} ms {found['train_added_share']:+7.1%}"
             f"   forward {found['forward_milliseconds']:7.1f} ms"
             f" {found['forward_added_share']:+7.1%}",
