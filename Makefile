@@ -52,7 +52,7 @@ format: venv
 
 BENCHMARKS = $(sort $(wildcard benchmarks/bench_*.py))
 
-# About an hour and a half on 2 CPU cores.
+# About an hour on 2 CPU cores.
 bench: venv
 	@$(BIN)/python -c "import torch, torch_dct, scipy" 2>/dev/null || { \
 		echo 'make bench compares with PyTorch: run .venv/bin/pip install -e ".[parity]" first' >&2; exit 1; }
