@@ -212,7 +212,8 @@ def render(result: dict[str, Any]) -> str:
         f"{result['pixels']} pixels; medians of {result['steps']} calls, programs by turns, on "
         f"{run['hardware']} (load average {result['load_average']} before), Python "
         f"{versions['python']}, jax {versions['jax']}, commit {run['commit']}. Shares are of the "
-        "program in the column 'host'; a training step of two views computes every encoder twice.",
+        "program in the column 'host'; a training step of two views computes every encoder twice, "
+        "once without gradient.",
         "",
         "| program | host | parameters | training step, ms | forward pass, ms |",
         "|---|---|---|---|---|",
