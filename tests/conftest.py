@@ -1,18 +1,11 @@
 """Settings of every test: 8 virtual CPU devices, strict ranks, no reuse of random keys."""
 
 import os
-import tempfile
 
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# One cache of compiled programs for all tests and the programs that they start. xdist's workers
-# inherit it from the process that starts them and removes it.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    _compiled = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 from pathlib import Path
 
@@ -129,6 +122,7 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def program_environment() -> dict[str, str]:
-    """Environment of programs that tests start: the real devices, the tests' compilation cache."""
-    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+def program_environment(tmp_path_factory) -> dict[str, str]:
+    """Environment of programs that tests start: the real devices, one compilation cache."""
+    kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return kept | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled"))}
