@@ -30,6 +30,7 @@ def refused(done):
     return lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -61,6 +62,7 @@ def test_train_refuses_bad_input_in_one_line(arguments, expected, tmp_path, prog
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("workdir", "expected"),
     [("", "give the folder of the run"), ("file", "cannot make the folder")],
@@ -77,6 +79,7 @@ def test_train_refuses_a_workdir_that_is_no_folder(
     assert not (ROOT / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_train_names_missing_data(tmp_path, program_environment):
     nowhere = tmp_path / "nowhere"
     done = program(
@@ -91,6 +94,7 @@ def test_train_names_missing_data(tmp_path, program_environment):
     assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_eval_refuses_folders_that_are_no_runs(tmp_path, program_environment):
     def evaluate(*arguments):
         return refused(program("eval.py", *arguments, environment=program_environment))

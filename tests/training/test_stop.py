@@ -31,6 +31,7 @@ class StoppedWhileRead:
         return self.source[indices]
 
 
+@pytest.mark.slow
 def test_sigterm_during_the_last_validation_stops_what_comes_after(tmp_path):
     splits = {name: make_split(40, 40 * i, i) for i, name in enumerate(("train", "test"))}
     validation = make_split(20, 80, 2)
