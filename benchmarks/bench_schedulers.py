@@ -256,9 +256,12 @@ def main(_: list[str]) -> None:
     parts = {}
     for name, part in PARTS.items():
         host_count, count = parameters[part.host], parameters[name]
-        found: dict[str, Any] = {"host": part.host, "parameters": count}
-        found |= {"parameters_added": count - host_count}
-        found |= {"parameters_added_share": count / host_count - 1}
+        found: dict[str, Any] = {
+            "host": part.host,
+            "parameters": count,
+            "parameters_added": count - host_count,
+            "parameters_added_share": count / host_count - 1,
+        }
         for kind, values in medians.items():
             found |= {f"{kind}_milliseconds": values[name]}
             found |= {f"{kind}_added_share": values[name] / values[part.host] - 1}

@@ -124,9 +124,27 @@ def convolve_direct(
     rank = kernel.ndim - 2
     # Batch first and channels last; in a kernel, input channels before output channels.
     maps, kernels = (0, rank + 1, *range(1, rank + 1)), (rank + 1, rank, *range(rank))
-    dimensions = jax.lax.ConvDimensionNumbers(maps, kernels, maps)
+    return _convolve_as(x, kernel, stride, pads, (maps, kernels, maps))
+
+
+def _convolve_as(
+    x: Array,
+    kernel: Array,
+    stride: int,
+    pads: Sequence[tuple[int, int]],
+    layout: tuple[tuple[int, ...], ...],
+) -> Array:
+    """XLA's convolution of arrays in a layout: the axes of x, of the kernel and of the result.
+
+    Of each they are those of batch and channels (of a kernel: outputs and inputs), then the spatial
+    ones.
+    """
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride,) * rank, list(pads), dimension_numbers=dimensions
+        x,
+        kernel,
+        (stride,) * (kernel.ndim - 2),
+        list(pads),
+        dimension_numbers=jax.lax.ConvDimensionNumbers(*layout),
     )
 
 
@@ -158,30 +176,18 @@ def _convolve_kept_jvp(
     rank = kernel.ndim - 2
     spatial, zero = tuple(range(1, rank + 1)), jax.custom_derivatives.SymbolicZero
 
-    def turned(x: Array, kernel: Array, *layout: tuple[int, ...]) -> Array:
-        dimensions = jax.lax.ConvDimensionNumbers(*layout)
-        strides = (stride,) * rank
-        return jax.lax.conv_general_dilated(
-            x, kernel, strides, list(pads), dimension_numbers=dimensions
-        )
-
-    # A layout names the axes of batch and channels (of a kernel: outputs and inputs), then the
-    # spatial ones. Only the transposes of these two are used in training, and they are what lies
-    # as in a forward pass.
-    maps, parts = (0, rank + 1, *spatial), []
+    # Only the transposes of these two are used in training, and they lie as in a forward pass.
+    parts = []
     if not isinstance(dx, zero):
-        swapped = jnp.swapaxes(kernel, -1, -2)
-        parts.append(turned(dx, swapped, maps, (rank, rank + 1, *range(rank)), maps))
+        maps, swapped = (0, rank + 1, *spatial), (rank, rank + 1, *range(rank))
+        turned_kernel = jnp.swapaxes(kernel, -1, -2)
+        parts.append(_convolve_as(dx, turned_kernel, stride, pads, (maps, swapped, maps)))
     if not isinstance(dkernel, zero):
         rows_last = jnp.swapaxes(_in_memory(x, kernel), 0, -1)
         inputs_first = jnp.moveaxis(dkernel, rank, 0)
-        part = turned(
-            rows_last,
-            inputs_first,
-            (rank + 1, 0, *spatial),
-            (rank + 1, 0, *spatial),
-            (rank, rank + 1, *range(rank)),
-        )
+        turned, rows_inside = (rank + 1, 0, *spatial), (rank, rank + 1, *range(rank))
+        layout = (turned, turned, rows_inside)
+        part = _convolve_as(rows_last, inputs_first, stride, pads, layout)
         parts.append(jnp.moveaxis(part, rank, 0))
     y = convolve_direct(x, kernel, stride=stride, pads=pads)
     return y, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(y)
